@@ -1,0 +1,1 @@
+//! OpenAI-compatible gateway, emulated replica and load generator.

@@ -1,0 +1,1 @@
+//! Constrained multi-objective Bayesian optimisation, asked and told.

@@ -1,0 +1,1 @@
+//! The co-optimisation of routing and deployment.

@@ -1,0 +1,10 @@
+//! What boute talks about: units, catalogue, workload, latency promises, spec, plan, outcome. Strict parsing of `&str`, no I/O.
+
+pub mod catalog;
+pub mod file;
+pub mod outcome;
+pub mod plan;
+pub mod policy;
+pub mod slo;
+pub mod units;
+pub mod workload;
