@@ -1,8 +1,11 @@
 //! What boute talks about: units, catalogue, workload, latency promises, spec, plan, outcome. Strict parsing of `&str`, no I/O.
 
 pub mod catalog;
+pub mod data_file;
+pub mod digest;
 pub mod file;
 pub mod outcome;
+pub mod parse;
 pub mod plan;
 pub mod policy;
 pub mod slo;

@@ -1,5 +1,13 @@
 //! GPUs, models and prices: what can be rented and what can run on it.
 
+mod builtin;
+mod hf;
+
+pub use builtin::{Catalog, DefaultPrice, UnknownName};
+pub use hf::ConfigError;
+
+pub(crate) use builtin::nearest;
+
 use serde::{Deserialize, Serialize};
 
 use crate::units::{Bytes, UsdPerHour};
@@ -155,6 +163,41 @@ pub struct ModelShape {
     /// Windowed layers, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sliding_window: Option<SlidingWindow>,
+}
+
+impl ModelShape {
+    /// Weights, in number: embeddings, attention, feed-forward (all experts) and output head; norms are left out.
+    pub fn parameters(&self) -> f64 {
+        let embeddings = f64::from(self.vocab) * f64::from(self.hidden);
+        let heads = if self.tied_embeddings { 1.0 } else { 2.0 };
+        let layers = f64::from(self.layers);
+        let dense_layers = self.moe.as_ref().map_or(layers, |moe| f64::from(moe.dense_layers));
+        let experts = self.moe.as_ref().map_or(0.0, |moe| {
+            let ffn = f64::from(moe.experts) * f64::from(moe.expert_ffn) + f64::from(moe.shared_ffn);
+            3.0 * f64::from(self.hidden) * ffn + f64::from(self.hidden) * f64::from(moe.experts)
+        });
+        let dense = 3.0 * f64::from(self.hidden) * f64::from(self.ffn);
+        heads * embeddings
+            + layers * self.attention_parameters()
+            + dense_layers * dense
+            + (layers - dense_layers) * experts
+    }
+
+    /// Weights of one layer's attention.
+    pub fn attention_parameters(&self) -> f64 {
+        let (hidden, heads) = (f64::from(self.hidden), f64::from(self.heads));
+        let Some(mla) = &self.mla else {
+            let width = f64::from(self.head_dim);
+            return hidden * (heads + 2.0 * f64::from(self.kv_heads)) * width + heads * width * hidden;
+        };
+        let (rope, nope) = (f64::from(mla.rope_head_dim), f64::from(mla.nope_head_dim));
+        let (value, rank) = (f64::from(mla.value_head_dim), f64::from(mla.kv_lora_rank));
+        let query = match mla.q_lora_rank {
+            0 => hidden * heads * (nope + rope),
+            q => f64::from(q) * (hidden + heads * (nope + rope)),
+        };
+        query + hidden * (rank + rope) + rank * heads * (nope + value) + heads * value * hidden
+    }
 }
 
 /// A model variant that can be served: a shape and the precision of its weights.

@@ -1,0 +1,13 @@
+//! One module per subcommand; each has its arguments and a `run`.
+
+pub(crate) mod bench;
+pub(crate) mod catalog;
+pub(crate) mod check;
+pub(crate) mod demo;
+pub(crate) mod export;
+pub(crate) mod mock;
+pub(crate) mod plan;
+pub(crate) mod router;
+pub(crate) mod schema;
+pub(crate) mod serve;
+pub(crate) mod simulate;

@@ -1,0 +1,92 @@
+//! `boute plan`.
+
+use std::path::{Path, PathBuf};
+
+use boute_planner::{PlanError, Strategy, plan};
+use boute_render::report::{ReportData, html};
+use boute_render::terminal::plan_summary;
+use boute_spec::plan::Plan;
+
+use crate::failure::{Ending, Failure};
+use crate::files::write_whole;
+use crate::load::{Choices, Loaded, load, router_file_of};
+use crate::printer::Printer;
+use crate::progress::{Progress, catch_ctrl_c, stop_requested};
+
+/// Finds the fleet and the routing policy for a spec. Ctrl-C keeps the best so far.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The spec, `boute.yaml`.
+    spec: PathBuf,
+    /// Write the plan here, and the router it needs beside it.
+    #[arg(long, short)]
+    output: Option<PathBuf>,
+    /// How to search: `default`, `exact`, or a baseline (`homogeneous`, `routing-uniform`, `routing-proportional`).
+    #[arg(long, default_value = "default")]
+    strategy: Strategy,
+    /// Seed of every random choice; the same seed gives the same plan, byte for byte.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Use this cloud's prices only.
+    #[arg(long)]
+    cloud: Option<String>,
+    /// Write a report to look at, one self-contained page.
+    #[arg(long)]
+    report: Option<PathBuf>,
+}
+
+pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
+    let output = args.output.clone().unwrap_or_else(|| "plan.json".into());
+    let router_file = router_file_of(&output);
+    let choices = Choices {
+        cloud: args.cloud.clone(),
+        seed: args.seed,
+        router_file: router_file.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+    };
+    let loaded = load(&args.spec, &choices)?;
+    for note in &loaded.notes {
+        printer.say(note);
+    }
+    let Some(plan) = solve(&loaded, args.strategy, printer)? else { return Ok(Ending::Unmet) };
+    if args.output.is_some() {
+        write_plan(&plan, &loaded, &output, &router_file)?;
+        printer.say(format_args!("wrote {}", output.display()));
+    }
+    if let Some(report) = &args.report {
+        let data = ReportData { plan: &plan, simulated: None, measured: None, comparison: &[], quality_curve: &[] };
+        write_whole(report, html(&data).as_bytes())?;
+        printer.say(format_args!("wrote {}", report.display()));
+    }
+    printer.data(&plan)?;
+    printer.text(plan_summary(&plan, printer.width(), printer.colour()));
+    Ok(if plan.verification.passed { Ending::Done } else { Ending::Unmet })
+}
+
+/// Plans with progress; `None`, after saying why and what would help, if nothing meets the targets.
+pub(crate) fn solve(loaded: &Loaded, strategy: Strategy, printer: Printer) -> Result<Option<Plan>, Failure> {
+    let runtime = tokio::runtime::Runtime::new().map_err(Failure::unexpected)?;
+    catch_ctrl_c(&runtime);
+    let progress = Progress::new(printer.quiet);
+    let result = plan(&loaded.problem, strategy, &|step| {
+        progress.at(&step.message, step.done, step.total);
+        stop_requested()
+    });
+    progress.finish();
+    match result {
+        Ok(plan) => Ok(Some(plan)),
+        Err(PlanError::Infeasible(infeasible)) => {
+            printer.say(&infeasible);
+            printer.data(&serde_json::json!({ "infeasible": infeasible.to_string() }))?;
+            Ok(None)
+        }
+        Err(error) => Err(Failure::told(error)),
+    }
+}
+
+/// The plan, and the router artefact its policy needs.
+pub(crate) fn write_plan(plan: &Plan, loaded: &Loaded, path: &Path, router: &Path) -> Result<(), Failure> {
+    if let Some(scorer) = &loaded.scorer {
+        write_whole(router, scorer.to_json().as_bytes())?;
+    }
+    write_whole(path, plan.to_json_pretty().as_bytes())
+}

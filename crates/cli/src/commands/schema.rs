@@ -1,0 +1,12 @@
+//! `boute schema`.
+
+use boute_spec::parse::json_schema;
+
+use crate::failure::{Ending, Failure};
+use crate::printer::Printer;
+
+pub(crate) fn run(printer: Printer) -> Result<Ending, Failure> {
+    let text = serde_json::to_string_pretty(&json_schema()).map_err(Failure::unexpected)?;
+    printer.raw(format_args!("{text}\n"));
+    Ok(Ending::Done)
+}

@@ -1,0 +1,84 @@
+//! Reading files (plain or gzip) and writing them whole or not at all.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+use boute_spec::digest::sha256_hex;
+use boute_spec::plan::InputDigest;
+
+use crate::failure::Failure;
+
+/// Largest file we take in: a trace of ten million requests is about 250 MB.
+const LARGEST_BYTES: u64 = 2 << 30;
+
+/// A text file and what it is known by.
+pub(crate) struct Input {
+    /// The name the user gave, for messages.
+    pub(crate) name: String,
+    /// Its text, unpacked if it was gzip.
+    pub(crate) text: String,
+    /// SHA-256 of the bytes on disk.
+    pub(crate) sha256: String,
+}
+
+impl Input {
+    /// Reads `path`; `-` is standard input.
+    pub(crate) fn read(path: &Path) -> Result<Self, Failure> {
+        let mut bytes = Vec::new();
+        if path == Path::new("-") {
+            std::io::stdin().read_to_end(&mut bytes).map_err(|error| Failure::unreadable(path, &error))?;
+        } else {
+            bytes = fs::read(path).map_err(|error| Failure::unreadable(path, &error))?;
+        }
+        Self::from_bytes(path.display().to_string(), &bytes)
+    }
+
+    /// The same from bytes in memory, such as the data compiled into the binary.
+    pub(crate) fn from_bytes(name: String, bytes: &[u8]) -> Result<Self, Failure> {
+        let sha256 = sha256_hex(bytes);
+        let plain = if bytes.starts_with(&[0x1f, 0x8b]) { unpack(&name, bytes)? } else { bytes.to_vec() };
+        let text = String::from_utf8(plain).map_err(|error| {
+            Failure::input(
+                format_args!("`{name}` is not UTF-8 text (byte {})", error.utf8_error().valid_up_to()),
+                "boute reads text files, plain or gzip",
+            )
+        })?;
+        Ok(Self { name, text, sha256 })
+    }
+
+    /// The entry of this file in a plan's list of inputs.
+    pub(crate) fn digest(&self, input: &str) -> InputDigest {
+        InputDigest { input: input.into(), file: self.name.clone(), sha256: self.sha256.clone() }
+    }
+}
+
+fn unpack(name: &str, bytes: &[u8]) -> Result<Vec<u8>, Failure> {
+    let mut plain = Vec::new();
+    flate2::read::MultiGzDecoder::new(bytes).take(LARGEST_BYTES).read_to_end(&mut plain).map_err(|error| {
+        Failure::input(format_args!("`{name}` is not a whole gzip file: {error}"), "fetch or pack it again")
+    })?;
+    Ok(plain)
+}
+
+/// Writes `contents` to `path` at once: readers see the old file or the new one, never a part.
+pub(crate) fn write_whole(path: &Path, contents: &[u8]) -> Result<(), Failure> {
+    let failed = |error: std::io::Error| Failure::unwritable(path, &error);
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}.part", std::process::id()));
+    let part = path.with_file_name(name);
+    let written = fs::File::create(&part).and_then(|mut file| {
+        file.write_all(contents)?;
+        file.sync_all()
+    });
+    written.and_then(|()| fs::rename(&part, path)).map_err(|error| {
+        // The part file may not exist; what matters is the first error.
+        let _ = fs::remove_file(&part);
+        failed(error)
+    })
+}
+
+/// `name` relative to the folder of `file`, unless it is absolute.
+pub(crate) fn beside(file: &Path, name: &str) -> PathBuf {
+    file.parent().unwrap_or(Path::new("")).join(name)
+}

@@ -1,0 +1,224 @@
+//! From a spec on disk to a problem for the planner: opens the files it names, resolves names, trains the router.
+
+use std::path::{Path, PathBuf};
+
+use boute_planner::{GpuOffer, Problem, QualityInputs};
+use boute_router::certify::FloorRule;
+use boute_router::scorer::Scorer;
+use boute_spec::catalog::{Catalog, Model, ModelShape};
+use boute_spec::file::{Floor, ModelEntry, Spec, Stock};
+use boute_spec::parse::parse_spec;
+use boute_spec::plan::InputDigest;
+use boute_spec::workload::{QualityData, Split, Trace, parse_quality, parse_trace};
+
+use crate::failure::Failure;
+use crate::files::{Input, beside};
+
+/// Requests a trace must have: one half is planned on, the other half verifies.
+const FEWEST_REQUESTS: usize = 100;
+/// Requests of each window, at most: enough for a stable 99th percentile.
+const WINDOW_REQUESTS: usize = 10_000;
+
+/// Opens a file that a spec names.
+pub(crate) type Open<'a> = &'a dyn Fn(&str) -> Result<Input, Failure>;
+
+/// What a spec and its files come to.
+pub(crate) struct Loaded {
+    /// For the planner.
+    pub(crate) problem: Problem,
+    /// For serving; `None` where no query is routed.
+    pub(crate) scorer: Option<Scorer>,
+    /// Quality data, for texts of real queries.
+    pub(crate) quality: Option<QualityData>,
+    /// Things the user should know.
+    pub(crate) notes: Vec<String>,
+}
+
+/// Choices of the command line that bear on a problem.
+#[derive(Debug, Clone)]
+pub(crate) struct Choices {
+    /// Only this cloud's prices.
+    pub(crate) cloud: Option<String>,
+    /// Seed of every random choice.
+    pub(crate) seed: u64,
+    /// Where the router artefact will be, relative to the plan.
+    pub(crate) router_file: String,
+}
+
+/// Reads the spec at `path` and everything it names.
+pub(crate) fn load(path: &Path, choices: &Choices) -> Result<Loaded, Failure> {
+    let input = Input::read(path)?;
+    let folder = path.to_owned();
+    load_with(&input, choices, &move |name| Input::read(&beside(&folder, name)))
+}
+
+/// The same, with the files the spec names taken from `open`.
+pub(crate) fn load_with(input: &Input, choices: &Choices, open: Open<'_>) -> Result<Loaded, Failure> {
+    let spec = parse_spec(&input.name, &input.text).map_err(Failure::told)?;
+    let mut notes = Vec::new();
+    let mut inputs = vec![input.digest("spec"), prices_digest()];
+    let models = spec.models.iter().map(|entry| model(entry, open)).collect::<Result<Vec<_>, _>>()?;
+    let offers = offers(&spec, choices.cloud.as_deref(), &mut notes)?;
+    let (planning_trace, verification_trace, rate) = traffic(&spec, open, &mut inputs)?;
+    let (quality, scorer, data) = match &spec.quality {
+        None => (None, None, None),
+        Some(_) => {
+            let (inputs_of_router, scorer, data) = routing(&spec, choices, open, &mut inputs)?;
+            (Some(inputs_of_router), Some(scorer), Some(data))
+        }
+    };
+    let floor = spec.quality.as_ref().and_then(|entry| entry.floor.as_ref()).map(|floor| floor_rule(floor, &spec));
+    let problem = Problem {
+        models,
+        offers,
+        planning_trace,
+        verification_trace,
+        rate,
+        lengths: spec.traffic.lengths,
+        slo: spec.slo.clone(),
+        confidence: spec.quality.as_ref().map_or(0.95, |entry| entry.confidence.get()),
+        quality,
+        floor,
+        objective: spec.objective,
+        budget: spec.budget.map(|budget| budget.get()),
+        seed: choices.seed,
+        inputs,
+        tool_version: env!("CARGO_PKG_VERSION").into(),
+    };
+    Ok(Loaded { problem, scorer, quality: data, notes })
+}
+
+/// The compiled-in prices are an input like any other.
+fn prices_digest() -> InputDigest {
+    InputDigest { input: "prices".into(), file: String::new(), sha256: Catalog::builtin().digest().into() }
+}
+
+/// A model of the spec: from its own `config.json`, or from the catalogue.
+pub(crate) fn model(entry: &ModelEntry, open: Open<'_>) -> Result<Model, Failure> {
+    let Some(config) = &entry.config else {
+        let mut model = Catalog::builtin().model(&entry.id).map_err(Failure::told)?.clone();
+        model.id.clone_from(&entry.id);
+        model.precision = entry.dtype.unwrap_or(model.precision);
+        model.weights = entry.weights.clone().unwrap_or(model.weights);
+        return Ok(model);
+    };
+    let input = open(config)?;
+    let (shape, precision) = ModelShape::from_hf(&input.name, &input.text).map_err(Failure::told)?;
+    Ok(Model {
+        id: entry.id.clone(),
+        weights: entry.weights.clone().unwrap_or_else(|| entry.id.clone()),
+        shape,
+        precision: entry.dtype.unwrap_or(precision),
+        kv_bytes_per_element: 2,
+    })
+}
+
+fn offers(spec: &Spec, cloud: Option<&str>, notes: &mut Vec<String>) -> Result<Vec<GpuOffer>, Failure> {
+    let catalog = Catalog::builtin();
+    spec.gpus
+        .iter()
+        .map(|entry| {
+            let gpu = catalog.gpu(&entry.gpu).map_err(Failure::told)?.clone();
+            let usd_per_gpu_hour = if let Some(price) = entry.price {
+                price.get()
+            } else {
+                let price = catalog.default_price(&gpu.name, cloud).ok_or_else(|| {
+                    Failure::input(
+                        format_args!("the catalogue has no price for `{}`{}", gpu.name, on_cloud(cloud)),
+                        "give one in the spec, `price: $2.50/h`, or see `boute catalog prices`",
+                    )
+                })?;
+                notes.push(price.explanation.clone());
+                price.usd_per_hour.get()
+            };
+            let stock = match entry.stock {
+                Stock::Known(stock) => Some(stock),
+                Stock::Unknown => None,
+            };
+            Ok(GpuOffer { gpu, usd_per_gpu_hour, stock })
+        })
+        .collect()
+}
+
+fn on_cloud(cloud: Option<&str>) -> String {
+    cloud.map(|cloud| format!(" on `{cloud}`")).unwrap_or_default()
+}
+
+/// Planning window, verification window and rate. The windows are the two halves of the trace.
+fn traffic(spec: &Spec, open: Open<'_>, inputs: &mut Vec<InputDigest>) -> Result<(Trace, Trace, f64), Failure> {
+    let input = open(&spec.traffic.trace)?;
+    let trace = parse_trace(&input.name, &input.text).map_err(Failure::told)?;
+    inputs.push(input.digest("trace"));
+    let count = trace.requests().len();
+    if count < FEWEST_REQUESTS {
+        return Err(Failure::input(
+            format_args!("`{}` has {count} requests, fewer than {FEWEST_REQUESTS}", input.name),
+            "a plan is made on one half of the trace and verified on the other: give a longer trace",
+        ));
+    }
+    let half = count / 2;
+    let rate = spec.traffic.rate.map_or_else(|| trace.rate_per_second(), |rate| rate.get());
+    if !(rate.is_finite() && rate > 0.0) {
+        return Err(Failure::input(
+            format_args!("`{}` has no rate of its own: all its requests arrive at once", input.name),
+            "set `traffic.rate`, such as `rate: 20 req/s`",
+        ));
+    }
+    let planning = trace.window(half.saturating_sub(WINDOW_REQUESTS)..half).at_rate(rate);
+    let verification = trace.window(half..count.min(half + WINDOW_REQUESTS)).at_rate(rate);
+    Ok((planning, verification, rate))
+}
+
+/// Scores of the planning and of the held-out queries, by the router that will serve.
+fn routing(
+    spec: &Spec,
+    choices: &Choices,
+    open: Open<'_>,
+    inputs: &mut Vec<InputDigest>,
+) -> Result<(QualityInputs, Scorer, QualityData), Failure> {
+    let Some(entry) = &spec.quality else {
+        return Err(Failure::unexpected("routing without quality data"));
+    };
+    let input = open(&entry.data)?;
+    let ids: Vec<String> = spec.models.iter().map(|model| model.id.clone()).collect();
+    let data = parse_quality(&input.name, &input.text, &ids).map_err(Failure::told)?;
+    inputs.push(input.digest("quality"));
+    let scorer = match &entry.router {
+        None => Scorer::train(&data, choices.seed, &input.sha256).map_err(Failure::told)?,
+        Some(router) => {
+            let input = open(router)?;
+            let scorer = Scorer::parse(&input.name, &input.text).map_err(Failure::told)?;
+            inputs.push(input.digest("router"));
+            scorer
+        }
+    };
+    let missing = ids.iter().find(|id| !scorer.models().contains(id));
+    if let Some(missing) = missing {
+        return Err(Failure::input(
+            format_args!("the router knows {} but not `{missing}`", scorer.models().join(", ")),
+            "train it again on data that has this model: `boute router train DATA -o router.json`",
+        ));
+    }
+    let planning = scorer.score_queries(&data.models, data.split(Split::Validation));
+    let held_out = scorer.score_queries(&data.models, data.split(Split::Test));
+    let router_digest = boute_spec::digest::sha256_hex(scorer.to_json().as_bytes());
+    let quality = QualityInputs { planning, held_out, router_digest, router_file: choices.router_file.clone() };
+    Ok((quality, scorer, data))
+}
+
+fn floor_rule(floor: &Floor, spec: &Spec) -> FloorRule {
+    match floor {
+        Floor::Absolute(floor) => FloorRule::Absolute(floor.get()),
+        Floor::Relative { share, model } => FloorRule::Relative {
+            share: share.get(),
+            // The parser has checked that the model is listed.
+            model: spec.models.iter().position(|entry| entry.id == *model).unwrap_or_default(),
+        },
+    }
+}
+
+/// `plan.json` → `plan.router.json`: where the router artefact of a plan goes, beside it.
+pub(crate) fn router_file_of(plan: &Path) -> PathBuf {
+    let stem = plan.file_stem().unwrap_or("plan".as_ref()).to_string_lossy().into_owned();
+    plan.with_file_name(format!("{stem}.router.json"))
+}

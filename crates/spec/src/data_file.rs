@@ -1,0 +1,286 @@
+//! Traces and quality data as files: CSV and JSON lines, strict, with the line in every error.
+
+use std::collections::BTreeSet;
+
+use serde::Deserialize;
+
+use crate::digest::bucket;
+use crate::units::SimTime;
+use crate::workload::{InvalidTrace, QualityData, Query, Split, Trace, TraceRequest};
+
+/// What is wrong with a data file, where, and what to do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{file}:{line}: {message}\n  help: {hint}")]
+pub struct DataError {
+    /// Name of the file.
+    pub file: String,
+    /// One-based line; 0 for the file as a whole.
+    pub line: usize,
+    /// What is wrong.
+    pub message: String,
+    /// What to do.
+    pub hint: String,
+}
+
+const CSV_HEADER: &str = "arrival_time_s,input_tokens,output_tokens";
+
+/// Longest prompt or answer we believe, in tokens.
+const MOST_TOKENS: u32 = 100_000_000;
+
+/// Reads a trace: CSV with the header `arrival_time_s,input_tokens,output_tokens`, or Mooncake's JSON lines.
+///
+/// # Errors
+/// With the line, if the text is neither, or is empty, truncated, out of order, or has numbers that cannot be.
+pub fn parse_trace(file: &str, text: &str) -> Result<Trace, DataError> {
+    let error = |line: usize, message: String, hint: &str| DataError {
+        file: file.into(),
+        line,
+        message,
+        hint: hint.into(),
+    };
+    let mut lines = (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty());
+    let mut requests = Vec::new();
+    let mut numbers = Vec::new();
+    match lines.next() {
+        None => {
+            return Err(error(0, "the trace is empty".into(), "give a file with at least one request"));
+        }
+        Some((number, first)) if first.trim_start().starts_with('{') => {
+            for (number, line) in std::iter::once((number, first)).chain(lines) {
+                let hint = "each line is {\"timestamp\": ms, \"input_length\": n, \"output_length\": n, …}";
+                let line: TraceLine =
+                    serde_json::from_str(line).map_err(|cause| error(number, cause.to_string(), hint))?;
+                requests.push(line.into_request().map_err(|message| error(number, message, hint))?);
+                numbers.push(number);
+            }
+        }
+        Some((number, header)) => {
+            if header.trim().trim_start_matches('\u{feff}') != CSV_HEADER {
+                let message = format!("the first line is `{}`", header.chars().take(60).collect::<String>());
+                let hint = format!("a CSV trace starts with the line `{CSV_HEADER}`, a JSON trace with `{{`");
+                return Err(error(number, message, &hint));
+            }
+            for (number, line) in lines {
+                let hint = "each line is `seconds,prompt tokens,answer tokens`, such as `0.25,374,44`";
+                requests.push(csv_request(line).map_err(|message| error(number, message, hint))?);
+                numbers.push(number);
+            }
+        }
+    }
+    Trace::new(requests).map_err(|invalid| {
+        let (line, hint) = match invalid {
+            InvalidTrace::Empty => (0, "give a file with at least one request"),
+            InvalidTrace::OutOfOrder { index } => (numbers[index], "sort the file by arrival time"),
+            InvalidTrace::NoTokens { index, .. } => {
+                (numbers[index], "remove such requests: nothing can be timed without tokens")
+            }
+        };
+        error(line, invalid.to_string(), hint)
+    })
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TraceLine {
+    timestamp: f64,
+    input_length: u64,
+    output_length: u64,
+    #[serde(default)]
+    hash_ids: Box<[u64]>,
+    #[serde(default)]
+    prompt: Option<Box<str>>,
+    #[serde(default)]
+    session_id: Option<Box<str>>,
+}
+
+impl TraceLine {
+    fn into_request(self) -> Result<TraceRequest, String> {
+        Ok(TraceRequest {
+            arrival: arrival(self.timestamp / 1e3)?,
+            input_tokens: tokens(self.input_length)?,
+            output_tokens: tokens(self.output_length)?,
+            hash_ids: self.hash_ids,
+            prompt: self.prompt,
+            session_id: self.session_id,
+        })
+    }
+}
+
+fn csv_request(line: &str) -> Result<TraceRequest, String> {
+    let mut cells = line.split(',').map(str::trim);
+    let mut cell = |name: &str| cells.next().ok_or_else(|| format!("`{name}` is missing"));
+    let time = cell("arrival_time_s")?;
+    let input = cell("input_tokens")?;
+    let output = cell("output_tokens")?;
+    if let Some(extra) = cells.next() {
+        return Err(format!("one value too many: `{extra}`"));
+    }
+    let count =
+        |text: &str| text.parse().map_err(|_| format!("`{text}` is not a number of tokens")).and_then(tokens);
+    Ok(TraceRequest {
+        arrival: arrival(time.parse().map_err(|_| format!("`{time}` is not a time in seconds"))?)?,
+        input_tokens: count(input)?,
+        output_tokens: count(output)?,
+        ..TraceRequest::default()
+    })
+}
+
+/// Arrivals reach over at most the 213 days that virtual time can hold.
+fn arrival(seconds: f64) -> Result<SimTime, String> {
+    if (0.0..1.8e7).contains(&seconds) {
+        Ok(SimTime::from_seconds(seconds))
+    } else {
+        Err(format!("an arrival at {seconds} s: times count from the start of the trace, up to 200 days"))
+    }
+}
+
+fn tokens(count: u64) -> Result<u32, String> {
+    u32::try_from(count)
+        .ok()
+        .filter(|count| *count <= MOST_TOKENS)
+        .ok_or_else(|| format!("{count} tokens are more than any model takes"))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct QualityLine {
+    id: String,
+    prompt: String,
+    #[serde(default)]
+    task: String,
+    split: Option<Split>,
+    prompt_tokens: Option<u32>,
+    scores: std::collections::BTreeMap<String, f64>,
+    #[serde(default)]
+    output_tokens: std::collections::BTreeMap<String, u32>,
+    /// How the source scored; kept by importers, not used.
+    #[serde(default, rename = "metric")]
+    _metric: Option<String>,
+}
+
+/// Reads quality data, JSON lines, for `models`; queries which some of these models did not answer are left out.
+/// With no `models`, those of the first line. A line without `split` is split by [`bucket`] of its prompt: 0–59 train,
+/// 60–69 validation, 70–99 test.
+///
+/// # Errors
+/// With the line, if it is not such JSON, or a score is outside [0, 1]; if an id occurs twice; if a model has no scores
+/// at all; if no query remains.
+pub fn parse_quality(file: &str, text: &str, models: &[String]) -> Result<QualityData, DataError> {
+    let error =
+        |line: usize, message: String, hint: String| DataError { file: file.into(), line, message, hint };
+    let mut models = models.to_vec();
+    let mut seen = BTreeSet::new();
+    let mut ids = BTreeSet::new();
+    let mut queries = Vec::new();
+    for (number, text) in (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty()) {
+        let line: QualityLine = serde_json::from_str(text).map_err(|cause| {
+            let hint = "each line is {\"id\", \"prompt\", \"scores\": {model: 0..1}, …}";
+            error(number, cause.to_string(), hint.into())
+        })?;
+        if let Some((model, score)) = line.scores.iter().find(|(_, score)| !(0.0..=1.0).contains(*score)) {
+            let message = format!("`{model}` has the score {score}");
+            return Err(error(number, message, "scores lie between 0 and 1: scale them".into()));
+        }
+        if !ids.insert(line.id.clone()) {
+            let hint = "every query has an id of its own: rename or remove one of them";
+            return Err(error(number, format!("the id `{}` occurs twice", line.id), hint.into()));
+        }
+        if models.is_empty() {
+            models = line.scores.keys().cloned().collect();
+        }
+        seen.extend(line.scores.keys().cloned());
+        let scores: Option<Vec<f32>> =
+            models.iter().map(|model| line.scores.get(model).map(|score| *score as f32)).collect();
+        let Some(scores) = scores else { continue };
+        let output_tokens =
+            models.iter().map(|model| line.output_tokens.get(model).copied().unwrap_or_default()).collect();
+        queries.push(Query {
+            split: line.split.unwrap_or_else(|| split_of(&line.prompt)),
+            id: line.id,
+            prompt: line.prompt,
+            task: line.task,
+            prompt_tokens: line.prompt_tokens,
+            scores,
+            output_tokens,
+        });
+    }
+    if let Some(missing) = models.iter().find(|model| !seen.contains(*model)) {
+        let known = seen.into_iter().collect::<Vec<_>>().join(", ");
+        let hint =
+            if known.is_empty() { "the file is empty".into() } else { format!("it has scores of {known}") };
+        return Err(error(0, format!("no query has a score of `{missing}`"), hint));
+    }
+    if queries.is_empty() {
+        let hint = "give queries that all models of the spec have answered";
+        return Err(error(0, "no query has scores of all models".into(), hint.into()));
+    }
+    Ok(QualityData { models, queries })
+}
+
+fn split_of(prompt: &str) -> Split {
+    match bucket(prompt) {
+        0..60 => Split::Train,
+        60..70 => Split::Validation,
+        _ => Split::Test,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_forms_of_a_trace_are_read() {
+        let csv =
+            parse_trace("t.csv", "arrival_time_s,input_tokens,output_tokens\n0.0,374,44\n4.5,396,109\n")
+                .unwrap();
+        assert_eq!(csv.requests()[1].arrival, SimTime::from_seconds(4.5));
+        let json = "{\"timestamp\":0,\"input_length\":6758,\"output_length\":500,\"hash_ids\":[0,1]}\n";
+        assert_eq!(&*parse_trace("t.jsonl", json).unwrap().requests()[0].hash_ids, &[0, 1]);
+    }
+
+    #[test]
+    fn a_bad_trace_is_refused_with_its_line() {
+        let header = "arrival_time_s,input_tokens,output_tokens\n";
+        let message = |rows: &str| parse_trace("t.csv", &format!("{header}{rows}")).unwrap_err().to_string();
+        insta::assert_snapshot!(message("1,5,5\n0.5,5,5\n"), @r"
+        t.csv:3: request 1 arrives before request 0
+          help: sort the file by arrival time
+        ");
+        insta::assert_snapshot!(message("NaN,5,5\n"), @r"
+        t.csv:2: an arrival at NaN s: times count from the start of the trace, up to 200 days
+          help: each line is `seconds,prompt tokens,answer tokens`, such as `0.25,374,44`
+        ");
+        for rows in
+            ["", "1,5\n", "1,-5,5\n", "1,0,5\n", "1,5,5,5\n", "-1,5,5\n", "inf,5,5\n", "1,5,99999999999\n"]
+        {
+            message(rows);
+        }
+        parse_trace("t", "").unwrap_err();
+        parse_trace("t", "{\"timestamp\":0,\"input_len").unwrap_err();
+        parse_trace("t", "time,in,out\n").unwrap_err();
+    }
+
+    #[test]
+    fn quality_keeps_what_all_models_answered() {
+        let text = "{\"id\":\"a\",\"prompt\":\"x\",\"scores\":{\"s\":1,\"l\":0.5}}\n{\"id\":\"b\",\"prompt\":\"y\",\"scores\":{\"s\":1}}\n";
+        let models = ["s".to_owned(), "l".to_owned()];
+        let data = parse_quality("q", text, &models).unwrap();
+        assert_eq!(data.queries.len(), 1);
+        assert_eq!(data.queries[0].scores, [1.0, 0.5]);
+        insta::assert_snapshot!(parse_quality("q", text, &["m".to_owned()]).unwrap_err(), @r"
+        q:0: no query has a score of `m`
+          help: it has scores of l, s
+        ");
+        let twice = format!("{text}{text}");
+        parse_quality("q", &twice, &models).unwrap_err();
+        parse_quality("q", "{\"id\":\"a\",\"prompt\":\"x\",\"scores\":{\"s\":1.5}}", &models).unwrap_err();
+        parse_quality("q", "", &[]).unwrap_err();
+    }
+
+    #[test]
+    fn splits_follow_the_hash() {
+        // sha256("a b") mod 100, by Python: int(hashlib.sha256(b"a b").hexdigest(), 16) % 100
+        assert_eq!(bucket("  A   b\n"), bucket("a b"));
+    }
+}
