@@ -7,6 +7,7 @@ pub mod file;
 pub mod outcome;
 pub mod parse;
 pub mod plan;
+mod plan_check;
 pub mod policy;
 pub mod slo;
 pub mod units;

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::plan_check::{InvalidPlan, Plan};
+
 use crate::catalog::{Gpu, Model, Source};
 use crate::policy::{ModelPenalty, RoutingPolicy};
 use crate::slo::SloTarget;
