@@ -65,7 +65,8 @@ fn flops(config: &ReplicaConfig, batch: &Batch) -> (f64, f64) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 512, max_global_rejects: 1 << 16, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 512, max_global_rejects: 1 << 16,
+        failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn nothing_beats_peak_compute((config, replica) in replicas(), batch in batches()) {

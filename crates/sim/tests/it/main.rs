@@ -1,0 +1,260 @@
+//! Laws of the simulator, and agreement with a plain reference that steps through every token.
+
+mod reference;
+
+use boute_perf::{Batch, StepTime};
+use boute_router::balance::ReplicaSpeed;
+use boute_router::decide::Decider;
+use boute_sim::{Engine, EngineConfig, EngineEvent, EngineRequest, ReplicaSpec, Request, simulate};
+use boute_spec::units::SimTime;
+use proptest::prelude::*;
+
+/// Affine in everything, in picoseconds.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Affine {
+    pub(crate) scale: u64,
+}
+
+impl StepTime for Affine {
+    fn step_time(&self, batch: &Batch) -> SimTime {
+        let work = 2_000_000
+            + 11_000 * batch.prefill_tokens
+            + 3 * batch.prefill_pairs_twice
+            + 90_000 * batch.decodes
+            + 41 * batch.decode_context;
+        SimTime(self.scale * work)
+    }
+}
+
+const EXACT: Affine = Affine { scale: 1 };
+
+fn config(seqs: u32, tokens: u32, kv_blocks: u64) -> EngineConfig {
+    EngineConfig {
+        max_num_seqs: seqs,
+        max_num_batched_tokens: tokens.max(seqs),
+        kv_blocks,
+        prefix_caching: true,
+    }
+}
+
+/// Arrival gap in picoseconds, prompt, answer.
+fn workloads() -> impl Strategy<Value = Vec<(u64, u32, u32)>> {
+    prop::collection::vec((0_u64..40_000_000, 1_u32..300, 1_u32..120), 1..40)
+}
+
+fn configs() -> impl Strategy<Value = EngineConfig> {
+    (1_u32..12, 16_u32..256, 27_u64..120).prop_map(|(seqs, tokens, blocks)| config(seqs, tokens, blocks))
+}
+
+/// Runs a workload through one engine; events, and whether the KV cache was ever overfull.
+fn run(
+    config: EngineConfig,
+    step_time: Affine,
+    gap_scale: u64,
+    work: &[(u64, u32, u32)],
+) -> (Vec<EngineEvent>, bool) {
+    let mut engine = Engine::new(config, step_time);
+    let (mut now, mut events, mut overfull) = (SimTime::ZERO, Vec::new(), false);
+    for (id, &(gap, input_tokens, output_tokens)) in (0..).zip(work) {
+        now += SimTime(gap * gap_scale);
+        while let Some(next) = engine.next_event().filter(|next| *next <= now) {
+            engine.advance(next, &mut events);
+            overfull |= engine.kv_usage() > 1.0;
+        }
+        engine.advance(now, &mut events);
+        engine
+            .submit(now, EngineRequest { id, input_tokens, output_tokens, ..EngineRequest::default() })
+            .unwrap();
+    }
+    while let Some(next) = engine.next_event() {
+        engine.advance(next, &mut events);
+        overfull |= engine.kv_usage() > 1.0;
+    }
+    assert_eq!((engine.running(), engine.waiting()), (0, 0));
+    assert_eq!(engine.kv_usage(), 0.0);
+    (events, overfull)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_request_begins_and_ends_once(config in configs(), work in workloads()) {
+        let (events, overfull) = run(config, EXACT, 1, &work);
+        prop_assert!(!overfull);
+        let mut first = vec![None; work.len()];
+        let mut last = vec![None; work.len()];
+        for event in events {
+            let (slot, id, at) = match event {
+                EngineEvent::FirstToken { id, at } => (&mut first, id, at),
+                EngineEvent::Finished { id, at } => (&mut last, id, at),
+            };
+            prop_assert!(slot[id as usize].replace(at).is_none(), "twice");
+        }
+        for (first, last) in first.into_iter().zip(last) {
+            prop_assert!(first.unwrap() <= last.unwrap());
+        }
+    }
+
+    #[test]
+    fn skipping_ahead_equals_stepping_through_every_token(config in configs(), work in workloads()) {
+        let (events, _) = run(config, EXACT, 1, &work);
+        prop_assert_eq!(events, reference::run(config, EXACT, &work));
+    }
+
+    #[test]
+    fn twice_the_time_in_is_twice_the_time_out(config in configs(), work in workloads()) {
+        let (events, _) = run(config, EXACT, 1, &work);
+        let (slower, _) = run(config, Affine { scale: 2 }, 2, &work);
+        let doubled: Vec<_> = events.into_iter().map(|event| match event {
+            EngineEvent::FirstToken { id, at } => EngineEvent::FirstToken { id, at: SimTime(2 * at.0) },
+            EngineEvent::Finished { id, at } => EngineEvent::Finished { id, at: SimTime(2 * at.0) },
+        }).collect();
+        prop_assert_eq!(doubled, slower);
+    }
+
+    #[test]
+    fn looking_often_changes_nothing(config in configs(), work in workloads(), every in 100_000_u64..5_000_000) {
+        let (events, _) = run(config, EXACT, 1, &work);
+        let mut engine = Engine::new(config, EXACT);
+        let (mut now, mut seen, mut look) = (0, Vec::new(), 0);
+        for (id, &(gap, input_tokens, output_tokens)) in (0..).zip(&work) {
+            now += gap;
+            while look < now {
+                engine.advance(SimTime(look), &mut seen);
+                engine.generated(0);
+                look += every;
+            }
+            engine.advance(SimTime(now), &mut seen);
+            engine.submit(SimTime(now), EngineRequest { id, input_tokens, output_tokens, ..EngineRequest::default() }).unwrap();
+        }
+        engine.advance(SimTime::MAX, &mut seen);
+        prop_assert_eq!(events, seen);
+    }
+
+    #[test]
+    fn cancelling_frees_everything(config in configs(), work in workloads(), victim in 0_usize..40) {
+        let mut engine = Engine::new(config, EXACT);
+        let (mut now, mut events) = (SimTime::ZERO, Vec::new());
+        for (id, &(gap, input_tokens, output_tokens)) in (0..).zip(&work) {
+            now += SimTime(gap);
+            engine.advance(now, &mut events);
+            engine.submit(now, EngineRequest { id, input_tokens, output_tokens, ..EngineRequest::default() }).unwrap();
+            if id % 3 == 0 {
+                engine.cancel(now, (victim as u64) % (id + 1));
+            }
+        }
+        while let Some(next) = engine.next_event() {
+            engine.advance(next, &mut events);
+        }
+        prop_assert_eq!((engine.running(), engine.waiting(), engine.kv_usage()), (0, 0, 0.0));
+    }
+
+    #[test]
+    fn shared_prefixes_never_overfill_and_never_slow_down(
+        work in prop::collection::vec((0_u64..40_000_000, 0_u64..3, 1_u32..4, 1_u32..50), 1..25),
+        blocks in 200_u64..400,
+    ) {
+        let run = |prefix_caching: bool| {
+            let mut engine = Engine::new(EngineConfig { prefix_caching, ..config(8, 256, blocks) }, EXACT);
+            let (mut now, mut events) = (SimTime::ZERO, Vec::new());
+            for (id, &(gap, family, units, output_tokens)) in (0..).zip(&work) {
+                now += SimTime(gap);
+                engine.advance(now, &mut events);
+                let hash_ids = (0..u64::from(units)).map(|unit| family * 100 + unit).collect();
+                engine.submit(now, EngineRequest { id, input_tokens: units * 512 + 5, output_tokens, hash_ids }).unwrap();
+            }
+            while let Some(next) = engine.next_event() {
+                engine.advance(next, &mut events);
+                assert!(engine.kv_usage() <= 1.0);
+            }
+            assert_eq!(engine.kv_usage(), 0.0);
+            events
+        };
+        let (with, without) = (run(true), run(false));
+        prop_assert_eq!(with.len(), without.len());
+    }
+}
+
+#[test]
+fn a_lone_request_takes_its_closed_form_time() {
+    let (events, _) = run(config(8, 64, 1000), EXACT, 1, &[(0, 100, 5)]);
+    // Chunks of 64 and 36 tokens, then 4 decode steps at contexts of 100 to 103.
+    let step = |batch: Batch| EXACT.step_time(&batch);
+    let first = step(Batch { prefill_tokens: 64, prefill_pairs_twice: 64 * 64, ..Batch::default() })
+        + step(Batch { prefill_tokens: 36, prefill_pairs_twice: 36 * (128 + 36), ..Batch::default() });
+    let last = first + EXACT.decode_time(1, 100, 4);
+    assert_eq!(
+        events,
+        [EngineEvent::FirstToken { id: 0, at: first }, EngineEvent::Finished { id: 0, at: last }]
+    );
+}
+
+#[test]
+fn what_can_never_fit_is_refused() {
+    let mut engine = Engine::new(config(8, 64, 10), EXACT);
+    let request = EngineRequest { id: 1, input_tokens: 150, output_tokens: 11, ..EngineRequest::default() };
+    assert_eq!(engine.submit(SimTime::ZERO, request).unwrap_err().needed_blocks, 11);
+}
+
+#[test]
+fn a_prefix_is_computed_once() {
+    let mut engine = Engine::new(config(8, 2048, 1000), EXACT);
+    let mut events = Vec::new();
+    let request = |id| EngineRequest { id, input_tokens: 1030, output_tokens: 2, hash_ids: [7, 8].into() };
+    engine.submit(SimTime::ZERO, request(0)).unwrap();
+    engine.advance(SimTime::from_seconds(1.0), &mut events);
+    engine.submit(SimTime::from_seconds(1.0), request(1)).unwrap();
+    engine.advance(SimTime::from_seconds(2.0), &mut events);
+    let EngineEvent::FirstToken { at: cold, .. } = events[0] else { panic!() };
+    let EngineEvent::FirstToken { at: warm, .. } = events[2] else { panic!() };
+    // 6 of 1,030 tokens are left to compute.
+    let six = Batch { prefill_tokens: 6, prefill_pairs_twice: 6 * (2 * 1024 + 6), ..Batch::default() };
+    assert_eq!(warm.since(SimTime::from_seconds(1.0)), EXACT.step_time(&six));
+    assert!(cold > EXACT.step_time(&six));
+}
+
+#[test]
+fn a_fleet_loses_nothing_and_prefers_the_faster_replica() {
+    let replica = |model: usize, scale: u64| ReplicaSpec {
+        model,
+        config: config(16, 512, 500),
+        step_time: Affine { scale },
+        speed: ReplicaSpeed {
+            prompt_tokens_per_s: 8e7 / scale as f64,
+            answer_tokens_per_s: 8e6 / scale as f64,
+            seconds_per_answer_token: 2e-6 * scale as f64,
+        },
+        request_time: SimTime(5),
+        expected_output_tokens: 40,
+    };
+    let scores: Vec<[f32; 2]> =
+        (0..400).map(|at| if at % 4 == 0 { [0.1, 0.9] } else { [0.5, 0.5] }).collect();
+    let requests: Vec<_> = scores
+        .iter()
+        .zip(0_u64..)
+        .map(|(scores, at)| Request {
+            arrival: SimTime(at * 15_000_000),
+            scores,
+            input_tokens: 100,
+            output_tokens: &[40, 30],
+            hash_ids: &[],
+        })
+        .collect();
+    let policy = boute_spec::policy::RoutingPolicy::Utility {
+        penalties: ["s", "l"]
+            .map(|model| boute_spec::policy::ModelPenalty { model: model.into(), lambda: 0.0 })
+            .into(),
+    };
+    let decider = Decider::new(&policy, &["s".into(), "l".into()]).unwrap();
+    let fleet = || vec![replica(0, 1), replica(0, 4), replica(1, 2)];
+    let simulation = simulate(fleet(), &decider, requests.iter().copied());
+    assert_eq!(simulation.outcomes.len(), 400);
+    assert_eq!(simulation.outcomes.iter().filter(|outcome| outcome.model == 1).count(), 100);
+    let served = |replica| simulation.outcomes.iter().filter(|outcome| outcome.replica == replica).count();
+    assert!(served(0) > served(1), "{} {}", served(0), served(1));
+    assert_eq!(simulation, simulate(fleet(), &decider, requests.iter().copied()));
+    // Without a replica of the chosen model the request is counted, not lost.
+    let simulation = simulate(vec![replica(0, 1)], &decider, requests.iter().copied());
+    assert_eq!((simulation.outcomes.len(), simulation.failed), (300, 100));
+}
