@@ -1,1 +1,3 @@
-//! Constrained multi-objective Bayesian optimisation, asked and told.
+//! Where to look next. Today: which points no other point beats.
+
+pub mod pareto;

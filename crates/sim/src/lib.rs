@@ -2,6 +2,7 @@
 
 pub mod cluster;
 pub mod engine;
+pub mod fleet;
 mod prefix;
 
 pub use cluster::{ReplicaSpec, Request, Simulation, simulate};

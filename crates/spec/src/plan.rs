@@ -136,6 +136,10 @@ pub struct ModelShare {
     /// Mean answer length relative to the largest model's, by which the output lengths of a trace are scaled;
     /// 1 where not known, and where the queries bring their own lengths.
     pub output_length_scale: f64,
+    /// Mean prompt of the queries it is planned to answer.
+    pub mean_prompt_tokens: f64,
+    /// Mean answer it is planned to give; what the balancer expects.
+    pub mean_answer_tokens: f64,
 }
 
 /// The routing half of a plan.

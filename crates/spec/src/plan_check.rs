@@ -137,7 +137,10 @@ fn check_numbers(draft: &PlanDraft, problems: &mut Vec<String>) {
     let times = times.iter().flat_map(|at| [at.p50, at.p95, at.p99]).map(|time| time.value_ms);
     let rates =
         draft.deployment.groups.iter().map(|group: &ReplicaGroup| group.planned_rate_per_replica.get());
-    let scales = draft.routing.models.iter().map(|share| share.output_length_scale);
+    let scales =
+        draft.routing.models.iter().flat_map(|share| {
+            [share.output_length_scale, share.mean_prompt_tokens, share.mean_answer_tokens]
+        });
     let numbers =
         times.chain(rates).chain(scales).chain([predicted.usd_per_million_tokens, predicted.quality.value]);
     if numbers.into_iter().any(|number| !number.is_finite() || number < 0.0) {

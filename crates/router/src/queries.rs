@@ -1,0 +1,75 @@
+//! Queries with predicted and actual scores: what policies are chosen on and judged by.
+
+use boute_spec::workload::Query;
+
+/// Queries × models; tables are row-major, `[query][model]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ScoredQueries {
+    /// Model ids.
+    pub models: Vec<String>,
+    /// Predicted scores.
+    pub predicted: Vec<f32>,
+    /// Actual scores.
+    pub actual: Vec<f32>,
+    /// Answer tokens; 0 where not recorded.
+    pub output_tokens: Vec<u32>,
+    /// Prompt tokens per query; a quarter of the bytes where not counted.
+    pub prompt_tokens: Vec<u32>,
+}
+
+impl ScoredQueries {
+    /// No queries yet.
+    pub fn new(models: Vec<String>) -> Self {
+        Self {
+            models,
+            predicted: Vec::new(),
+            actual: Vec::new(),
+            output_tokens: Vec::new(),
+            prompt_tokens: Vec::new(),
+        }
+    }
+
+    /// Adds a query whose own tables are in the order of `models`, with its predicted scores.
+    pub fn push(&mut self, query: &Query, predicted: impl Iterator<Item = f32>) {
+        self.predicted.extend(predicted);
+        self.actual.extend(&query.scores);
+        self.output_tokens.extend(&query.output_tokens);
+        let estimate = || u32::try_from(query.prompt.len() / 4).unwrap_or(u32::MAX);
+        self.prompt_tokens.push(query.prompt_tokens.unwrap_or_else(estimate).max(1));
+    }
+
+    /// Number of queries.
+    pub fn len(&self) -> usize {
+        self.prompt_tokens.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.prompt_tokens.is_empty()
+    }
+
+    /// Predicted scores of one query.
+    pub fn predicted(&self, query: usize) -> &[f32] {
+        let models = self.models.len();
+        &self.predicted[query * models..(query + 1) * models]
+    }
+
+    /// Actual score of one model on one query.
+    pub fn actual(&self, query: usize, model: usize) -> f64 {
+        f64::from(self.actual[query * self.models.len() + model])
+    }
+
+    /// Answer tokens of one model on one query; 0 where not recorded.
+    pub fn output_tokens(&self, query: usize, model: usize) -> u32 {
+        self.output_tokens[query * self.models.len() + model]
+    }
+
+    /// Mean answer length of a model where recorded; `None` if nowhere.
+    pub fn mean_output_tokens(&self, model: usize) -> Option<f64> {
+        let lengths =
+            (0..self.len()).map(|query| self.output_tokens(query, model)).filter(|tokens| *tokens > 0);
+        let (sum, count) =
+            lengths.fold((0.0, 0_u32), |(sum, count), tokens| (sum + f64::from(tokens), count + 1));
+        (count > 0).then(|| sum / f64::from(count))
+    }
+}
