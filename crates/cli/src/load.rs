@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 
 use boute_planner::{GpuOffer, Problem, QualityInputs};
 use boute_router::certify::FloorRule;
-use boute_router::scorer::Scorer;
+use boute_router::Scorer;
 use boute_spec::catalog::{Catalog, Model, ModelShape};
 use boute_spec::file::{Floor, ModelEntry, Spec, Stock};
 use boute_spec::parse::parse_spec;
 use boute_spec::plan::InputDigest;
-use boute_spec::workload::{QualityData, Split, Trace, parse_quality, parse_trace};
+use boute_spec::data_file::{parse_quality, parse_trace};
+use boute_spec::workload::{QualityData, Split, Trace};
 
 use crate::failure::Failure;
 use crate::files::{Input, beside};

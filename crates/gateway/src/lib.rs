@@ -1,1 +1,13 @@
-//! OpenAI-compatible gateway, emulated replica and load generator.
+//! The data plane, the only asynchronous crate: OpenAI-compatible gateway, emulated replica, load generator.
+
+pub mod bench;
+pub mod emulate;
+mod metrics;
+pub mod mock;
+mod openai;
+pub mod serve;
+
+pub use bench::{BenchConfig, BenchRequest, BenchResult, bench};
+pub use emulate::{EmulationError, RunningFleet, emulate_fleet};
+pub use mock::{MockConfig, serve_mock};
+pub use serve::{AUTO, GatewayConfig, GatewayError, ReadyGateway, Upstream};

@@ -1,1 +1,24 @@
-//! The co-optimisation of routing and deployment.
+//! The co-optimisation: which models on which GPUs with which parallelism, and which query to which model.
+//!
+//! 1. [`candidates`]: replica configurations that fit.
+//! 2. [`table`]: how each does at each load, by simulation.
+//! 3. [`routing`]: divisions of the load, and which of them keep the quality floor.
+//! 4. [`deployment`]: the exact fleet for a division; [`search`]: the sweep over divisions, and the baselines.
+//! 5. [`verify`]: the whole fleet on other traffic and held-out queries; where the table was optimistic, plan for more
+//!    and solve again.
+
+pub mod assemble;
+pub mod candidates;
+pub mod deployment;
+mod infeasible;
+mod plan;
+pub mod problem;
+pub mod routing;
+pub mod search;
+pub mod table;
+pub mod verify;
+
+pub use infeasible::{Infeasible, Relaxation};
+pub use plan::{PlanError, StrategyResult, compare, plan};
+pub use problem::{GpuOffer, Problem, Progress, QualityInputs, Step};
+pub use search::Strategy;

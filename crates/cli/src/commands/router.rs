@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
-use boute_router::scorer::Scorer;
-use boute_spec::workload::{QualityData, Split, parse_quality};
+use boute_router::Scorer;
+use boute_spec::data_file::parse_quality;
+use boute_spec::workload::{QualityData, Split};
 
 use crate::failure::{Ending, Failure};
 use crate::files::{Input, write_whole};

@@ -1,0 +1,125 @@
+//! Replica configurations that fit: every model on every GPU type at every parallelism.
+
+use boute_perf::{Calibration, FitError, ReplicaConfig, ReplicaModel, default_engine};
+use boute_spec::plan::{ModelShare, ReplicaGroup};
+use boute_spec::units::{RequestsPerSecond, UsdPerHour};
+
+use crate::problem::Problem;
+
+/// GPUs of one replica, at most: one node.
+const MOST_GPUS: u32 = 8;
+
+/// A replica configuration that fits.
+#[derive(Debug, Clone)]
+pub struct Candidate {
+    /// Index of the model.
+    pub model: usize,
+    /// Index of the offer.
+    pub offer: usize,
+    /// The configuration.
+    pub config: ReplicaConfig,
+    /// Tokens its KV cache holds.
+    pub kv_cache_tokens: u64,
+    /// Rent of one replica.
+    pub usd_per_hour: f64,
+}
+
+impl Candidate {
+    /// GPUs of one replica.
+    pub fn gpus(&self) -> u32 {
+        self.config.tp * self.config.pp
+    }
+
+    /// A group of `replicas` of these, each planned to take `rate` requests per second.
+    pub fn group(&self, replicas: u32, rate: f64) -> ReplicaGroup {
+        let ReplicaConfig { model, gpu, tp, pp, engine } = &self.config;
+        let stages = if *pp > 1 { format!("-pp{pp}") } else { String::new() };
+        ReplicaGroup {
+            id: format!("{}-{}-tp{tp}{stages}", model.id, gpu.name.to_lowercase()),
+            model: model.id.clone(),
+            gpu: gpu.name.clone(),
+            tp: *tp,
+            pp: *pp,
+            replicas,
+            usd_per_hour: UsdPerHour::new(self.usd_per_hour * f64::from(replicas)).unwrap_or_default(),
+            planned_rate_per_replica: RequestsPerSecond::new(rate).unwrap_or_default(),
+            kv_cache_tokens: self.kv_cache_tokens,
+            engine: engine.clone(),
+        }
+    }
+}
+
+/// All configurations that fit, in a fixed order, and why others do not.
+pub fn candidates(problem: &Problem) -> (Vec<Candidate>, Vec<FitError>) {
+    let longest = longest_sequences(problem);
+    let (mut fitting, mut misfits) = (Vec::new(), Vec::new());
+    for (model, longest) in problem.models.iter().enumerate().map(|(at, _)| at).zip(longest) {
+        for (offer, on_offer) in problem.offers.iter().enumerate() {
+            for (tp, pp) in parallelisms() {
+                let engine = default_engine(&on_offer.gpu, &problem.models[model].shape, longest);
+                let config = ReplicaConfig {
+                    model: problem.models[model].clone(),
+                    gpu: on_offer.gpu.clone(),
+                    tp,
+                    pp,
+                    engine,
+                };
+                match ReplicaModel::new(&config, Calibration::builtin()) {
+                    Ok(replica) => fitting.push(Candidate {
+                        model,
+                        offer,
+                        kv_cache_tokens: replica.memory().kv_cache_tokens,
+                        usd_per_hour: on_offer.usd_per_gpu_hour * f64::from(tp * pp),
+                        config,
+                    }),
+                    Err(misfit) => misfits.push(misfit),
+                }
+            }
+        }
+    }
+    (fitting, misfits)
+}
+
+fn parallelisms() -> impl Iterator<Item = (u32, u32)> {
+    let powers = || [1, 2, 4, 8].into_iter();
+    powers().flat_map(move |tp| powers().map(move |pp| (tp, pp))).filter(|(tp, pp)| tp * pp <= MOST_GPUS)
+}
+
+/// Prompt plus answer of the longest request per model, over all traffic the plan will see.
+fn longest_sequences(problem: &Problem) -> Vec<u32> {
+    let scales = problem.output_scales();
+    let traces = [&problem.planning_trace, &problem.verification_trace];
+    (0..problem.models.len())
+        .map(|model| {
+            let of_trace = traces.iter().flat_map(|trace| trace.requests()).map(|request| {
+                let (prompt, answer) = problem.tokens(request, None, model, scales[model]);
+                prompt.saturating_add(answer)
+            });
+            let of_queries =
+                problem.quality.iter().flat_map(|quality| [&quality.planning, &quality.held_out]).flat_map(
+                    |queries| {
+                        (0..queries.len()).map(|query| {
+                            queries.prompt_tokens[query].saturating_add(queries.output_tokens(query, model))
+                        })
+                    },
+                );
+            match problem.lengths {
+                boute_spec::file::Lengths::Trace => of_trace.max(),
+                boute_spec::file::Lengths::Quality => of_queries.max(),
+            }
+            .unwrap_or(1)
+        })
+        .collect()
+}
+
+/// A share that only says what the balancer must know.
+pub(crate) fn share_for(model: String, mean_prompt_tokens: f64, mean_answer_tokens: f64) -> ModelShare {
+    ModelShare {
+        model,
+        load_fraction: boute_spec::units::Fraction::default(),
+        quality: boute_spec::units::Fraction::default(),
+        output_length_scale: 1.0,
+        mean_prompt_tokens,
+        mean_answer_tokens,
+    }
+}
