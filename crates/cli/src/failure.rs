@@ -59,7 +59,8 @@ impl Failure {
 
     /// Not the user's doing.
     pub(crate) fn unexpected(message: impl Display) -> Self {
-        let hint = "this looks like a fault in boute: please report it with the command and its input".to_owned();
+        let hint =
+            "this looks like a fault in boute: please report it with the command and its input".to_owned();
         Self::Unexpected(Told { message: message.to_string(), hint: Some(hint) }.into())
     }
 }

@@ -55,9 +55,14 @@ impl Input {
 
 fn unpack(name: &str, bytes: &[u8]) -> Result<Vec<u8>, Failure> {
     let mut plain = Vec::new();
-    flate2::read::MultiGzDecoder::new(bytes).take(LARGEST_BYTES).read_to_end(&mut plain).map_err(|error| {
-        Failure::input(format_args!("`{name}` is not a whole gzip file: {error}"), "fetch or pack it again")
-    })?;
+    flate2::read::MultiGzDecoder::new(bytes).take(LARGEST_BYTES).read_to_end(&mut plain).map_err(
+        |error| {
+            Failure::input(
+                format_args!("`{name}` is not a whole gzip file: {error}"),
+                "fetch or pack it again",
+            )
+        },
+    )?;
     Ok(plain)
 }
 

@@ -3,13 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use boute_planner::{GpuOffer, Problem, QualityInputs};
-use boute_router::certify::FloorRule;
 use boute_router::Scorer;
+use boute_router::certify::FloorRule;
 use boute_spec::catalog::{Catalog, Model, ModelShape};
+use boute_spec::data_file::{parse_quality, parse_trace};
 use boute_spec::file::{Floor, ModelEntry, Spec, Stock};
 use boute_spec::parse::parse_spec;
 use boute_spec::plan::InputDigest;
-use boute_spec::data_file::{parse_quality, parse_trace};
 use boute_spec::workload::{QualityData, Split, Trace};
 
 use crate::failure::Failure;
@@ -68,7 +68,8 @@ pub(crate) fn load_with(input: &Input, choices: &Choices, open: Open<'_>) -> Res
             (Some(inputs_of_router), Some(scorer), Some(data))
         }
     };
-    let floor = spec.quality.as_ref().and_then(|entry| entry.floor.as_ref()).map(|floor| floor_rule(floor, &spec));
+    let floor =
+        spec.quality.as_ref().and_then(|entry| entry.floor.as_ref()).map(|floor| floor_rule(floor, &spec));
     let problem = Problem {
         models,
         offers,
@@ -146,7 +147,11 @@ fn on_cloud(cloud: Option<&str>) -> String {
 }
 
 /// Planning window, verification window and rate. The windows are the two halves of the trace.
-fn traffic(spec: &Spec, open: Open<'_>, inputs: &mut Vec<InputDigest>) -> Result<(Trace, Trace, f64), Failure> {
+fn traffic(
+    spec: &Spec,
+    open: Open<'_>,
+    inputs: &mut Vec<InputDigest>,
+) -> Result<(Trace, Trace, f64), Failure> {
     let input = open(&spec.traffic.trace)?;
     let trace = parse_trace(&input.name, &input.text).map_err(Failure::told)?;
     inputs.push(input.digest("trace"));
@@ -203,7 +208,8 @@ fn routing(
     let planning = scorer.score_queries(&data.models, data.split(Split::Validation));
     let held_out = scorer.score_queries(&data.models, data.split(Split::Test));
     let router_digest = boute_spec::digest::sha256_hex(scorer.to_json().as_bytes());
-    let quality = QualityInputs { planning, held_out, router_digest, router_file: choices.router_file.clone() };
+    let quality =
+        QualityInputs { planning, held_out, router_digest, router_file: choices.router_file.clone() };
     Ok((quality, scorer, data))
 }
 

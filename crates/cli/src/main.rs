@@ -10,6 +10,7 @@ mod files;
 mod load;
 mod printer;
 mod progress;
+mod replay;
 
 use commands::{bench, catalog, check, demo, export, mock, plan, router, schema, serve, simulate};
 use failure::{Ending, Failure, exit_code};

@@ -112,6 +112,19 @@ pub async fn bench(config: BenchConfig, progress: impl Fn(u64, u64)) -> BenchRes
     result
 }
 
+/// The concrete models that an endpoint lists; empty if it does not answer.
+pub async fn served_models(url: &str) -> Vec<String> {
+    let client: Client<HttpConnector, Full<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
+    let url = format!("{}/v1/models", url.trim_end_matches('/').trim_end_matches("/v1"));
+    let Ok(uri) = url.parse() else { return Vec::new() };
+    let Ok(response) = client.get(uri).await else { return Vec::new() };
+    let Ok(body) = response.into_body().collect().await else { return Vec::new() };
+    let list: serde_json::Value = serde_json::from_slice(&body.to_bytes()).unwrap_or_default();
+    let models = list["data"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let ids = models.iter().filter_map(|model| model["id"].as_str());
+    ids.filter(|id| *id != crate::AUTO).map(str::to_owned).collect()
+}
+
 struct Shared {
     client: Client<HttpConnector, Full<Bytes>>,
     url: String,

@@ -7,7 +7,7 @@ pub mod mock;
 mod openai;
 pub mod serve;
 
-pub use bench::{BenchConfig, BenchRequest, BenchResult, bench};
+pub use bench::{BenchConfig, BenchRequest, BenchResult, bench, served_models};
 pub use emulate::{EmulationError, RunningFleet, emulate_fleet};
 pub use mock::{MockConfig, serve_mock};
 pub use serve::{AUTO, GatewayConfig, GatewayError, ReadyGateway, Upstream};

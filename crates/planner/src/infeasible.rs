@@ -51,7 +51,15 @@ pub(crate) fn nothing_fits(misfits: &[FitError]) -> Infeasible {
     }
 }
 
-/// A model of the spec that fits nowhere makes every division that uses it impossible; others remain.
+/// A baseline found nothing; the default strategy may.
+pub(crate) fn no_baseline(strategy: crate::search::Strategy) -> Infeasible {
+    Infeasible {
+        reason: format!("`{strategy}` finds no fleet on one GPU type within the stock and the budget"),
+        relaxations: Vec::new(),
+    }
+}
+
+/// Not even the best model can be promised to keep the floor.
 pub(crate) fn no_route(routes: &[Route], floor: Option<f64>) -> Infeasible {
     let best = routes.iter().filter_map(|route| route.certified).max_by(|a, b| a.mean.total_cmp(&b.mean));
     let (mean, bound) = best.map_or((0.0, 0.0), |best| (best.mean, best.lower_bound));

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use crate::assemble::{Parts, assemble, deployment, floor_value, front, in_words, max_rate, shares};
 use crate::candidates::{Candidate, candidates};
 use crate::deployment::{Fleet, Goal, Limits};
-use crate::infeasible::{Infeasible, no_fleet, no_route, nothing_fits};
+use crate::infeasible::{Infeasible, no_baseline, no_fleet, no_route, nothing_fits};
 use crate::problem::{Problem, Progress, Step};
 use crate::routing::{Route, admit, routes};
 use crate::search::{Choice, Search, Strategy};
@@ -114,7 +114,10 @@ fn plan_on(
             if best.is_some() || repairs > 0 {
                 break;
             }
-            let infeasible = no_fleet(&search, &ground.routes, &limits, progress);
+            let infeasible = match strategy {
+                Strategy::Default | Strategy::Exact => no_fleet(&search, &ground.routes, &limits, progress),
+                baseline => no_baseline(baseline),
+            };
             return Err(PlanError::Infeasible(infeasible));
         };
         let attempt = Attempt::new(&search, &ground.routes, choice, bound, margin, repairs);

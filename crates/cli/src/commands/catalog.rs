@@ -38,12 +38,14 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
     if printer.json {
         let objects: Vec<serde_json::Map<_, _>> = kept
             .iter()
-            .map(|row| header.iter().map(|key| (*key).to_owned()).zip(row.iter().map(|cell| as_json(cell))).collect())
+            .map(|row| {
+                header.iter().map(|key| (*key).to_owned()).zip(row.iter().map(|cell| as_json(cell))).collect()
+            })
             .collect();
         printer.data(&objects)?;
     } else {
         let mut table = Table::new();
-        table.load_preset(presets::NOTHING).set_header(header).add_rows(kept);
+        table.load_style(presets::NOTHING).set_header(header).add_rows(kept);
         printer.text(format_args!("{table}\n"));
     }
     Ok(Ending::Done)
@@ -62,8 +64,16 @@ type Listing = (Vec<&'static str>, Vec<Vec<String>>);
 
 fn gpus() -> Listing {
     let header = vec![
-        "gpu", "memory_gib", "bandwidth_gb_per_s", "bf16_tflops", "fp8_tflops", "link_gb_per_s", "link", "gpus_per_node",
-        "power_w", "source",
+        "gpu",
+        "memory_gib",
+        "bandwidth_gb_per_s",
+        "bf16_tflops",
+        "fp8_tflops",
+        "link_gb_per_s",
+        "link",
+        "gpus_per_node",
+        "power_w",
+        "source",
     ];
     let rows = Catalog::builtin().gpus().iter().map(|gpu| {
         vec![

@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
+use boute_spec::data_file::parse_trace;
 use boute_spec::parse::parse_spec;
 use boute_spec::plan::Plan;
-use boute_spec::data_file::parse_trace;
 
 use crate::failure::{Ending, Failure};
 use crate::files::{Input, beside};

@@ -53,7 +53,8 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
         printer.say(format_args!("wrote {}", output.display()));
     }
     if let Some(report) = &args.report {
-        let data = ReportData { plan: &plan, simulated: None, measured: None, comparison: &[], quality_curve: &[] };
+        let data =
+            ReportData { plan: &plan, simulated: None, measured: None, comparison: &[], quality_curve: &[] };
         write_whole(report, html(&data).as_bytes())?;
         printer.say(format_args!("wrote {}", report.display()));
     }

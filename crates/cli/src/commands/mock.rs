@@ -1,0 +1,78 @@
+//! `boute mock`.
+
+use std::net::SocketAddr;
+
+use boute_gateway::{MockConfig, serve_mock};
+use boute_perf::{Calibration, ReplicaConfig, ReplicaModel, default_engine};
+use boute_sim::EngineConfig;
+use boute_spec::catalog::Catalog;
+use tokio::net::TcpListener;
+
+use crate::commands::bench::check_time_scale;
+use crate::failure::{Ending, Failure};
+use crate::printer::Printer;
+
+/// Runs one emulated vLLM replica: the simulator's engine in real time behind OpenAI's API. It answers with filler of the
+/// length asked for by `max_tokens`, at the speed the model would have on the GPU.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Catalogue name of the model.
+    #[arg(long)]
+    model: String,
+    /// Catalogue name of the GPU type.
+    #[arg(long)]
+    gpu: String,
+    /// Tensor parallelism.
+    #[arg(long, default_value_t = 1)]
+    tp: u32,
+    /// Pipeline parallelism.
+    #[arg(long, default_value_t = 1)]
+    pp: u32,
+    /// Longest prompt plus answer, in tokens.
+    #[arg(long, default_value_t = 16_384)]
+    max_model_len: u32,
+    /// Address to listen on.
+    #[arg(long, default_value = "127.0.0.1:8001")]
+    listen: SocketAddr,
+    /// Virtual seconds per second.
+    #[arg(long, default_value_t = 1.0)]
+    time_scale: f64,
+}
+
+pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
+    check_time_scale(args.time_scale)?;
+    let catalog = Catalog::builtin();
+    let model = catalog.model(&args.model).map_err(Failure::told)?.clone();
+    let gpu = catalog.gpu(&args.gpu).map_err(Failure::told)?.clone();
+    let engine = default_engine(&gpu, &model.shape, args.max_model_len);
+    let config = ReplicaConfig { model, gpu, tp: args.tp, pp: args.pp, engine };
+    let step_time = ReplicaModel::new(&config, Calibration::builtin()).map_err(Failure::told)?;
+    let mock = MockConfig {
+        model: args.model.clone(),
+        engine: EngineConfig::new(&config.engine, step_time.memory().kv_cache_tokens),
+        request_time: step_time.request_time(),
+        step_time,
+        time_scale: args.time_scale,
+        output_length_scale: 1.0,
+    };
+    let runtime = tokio::runtime::Runtime::new().map_err(Failure::unexpected)?;
+    runtime.block_on(async {
+        let listener = bind(args.listen).await?;
+        printer.say(format_args!("{} on {} at http://{}/v1", args.model, args.gpu, args.listen));
+        tokio::select! {
+            () = serve_mock(mock, listener) => {}
+            _ = tokio::signal::ctrl_c() => {}
+        }
+        Ok(Ending::Done)
+    })
+}
+
+/// Listens, or says why not.
+pub(crate) async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
+    TcpListener::bind(address).await.map_err(|error| {
+        Failure::input(
+            format_args!("cannot listen on {address}: {error}"),
+            "choose another with `--listen HOST:PORT`",
+        )
+    })
+}

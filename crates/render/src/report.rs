@@ -1,0 +1,324 @@
+//! `report.html`: one page that works from disk, without any outside resource, in light and dark.
+
+use std::fmt::Write;
+
+use boute_spec::outcome::Outcome;
+use boute_spec::plan::Plan;
+use serde_json::json;
+
+use crate::StrategyRow;
+use crate::svg::{bars, escape, fleet, front, latency, quality_curve, series};
+use crate::terminal::time;
+
+/// What a report shows; what is empty or `None` is left out.
+#[derive(Debug, Clone, Copy)]
+pub struct ReportData<'a> {
+    /// The plan.
+    pub plan: &'a Plan,
+    /// The plan simulated on the traffic that was measured.
+    pub simulated: Option<&'a Outcome>,
+    /// The plan measured over HTTP.
+    pub measured: Option<&'a Outcome>,
+    /// Strategies side by side, this plan's first.
+    pub comparison: &'a [StrategyRow],
+    /// (share of the stronger model, quality) of the router.
+    pub quality_curve: &'a [(f64, f64)],
+}
+
+/// The page.
+pub fn html(data: &ReportData<'_>) -> String {
+    let plan = data.plan;
+    let predicted = &plan.predicted;
+    let mut body = String::new();
+    let _ = write!(
+        body,
+        "<header><h1>{} for {}</h1><p class=\"lead\">{}</p><dl class=\"tiles\">",
+        predicted.cost_usd_per_hour,
+        predicted.rate,
+        escape(&asked(plan)),
+    );
+    let verdict =
+        if plan.verification.passed { "✓ every promise held" } else { "✗ not every promise held" };
+    let gap = plan
+        .bound
+        .as_ref()
+        .map_or_else(|| "not proven".to_owned(), |bound| format!("{:.2}%", bound.gap * 100.0));
+    for (name, value) in [
+        ("quality promised", format!("≥ {:.4}", predicted.quality_certified)),
+        ("E2E p95", time(predicted.e2e.p95.value_ms)),
+        ("per million tokens", format!("${:.3}", predicted.usd_per_million_tokens)),
+        ("gap to the optimum", gap),
+        ("on other traffic", verdict.to_owned()),
+    ] {
+        let _ = write!(body, "<div><dt>{name}</dt><dd>{}</dd></div>", escape(&value));
+    }
+    body.push_str("</dl></header>");
+    if plan.front.len() > 1 {
+        let floor = plan.targets.floor.map(boute_spec::units::Fraction::get);
+        section(
+            &mut body,
+            "Cost and quality",
+            &format!(
+                "<p>Each point is the cheapest fleet for one division of the queries. Select one to see it.</p>{}<p id=\"point\" role=\"status\" class=\"note\"></p>",
+                front(&plan.front, floor)
+            ),
+        );
+    }
+    section(&mut body, "The fleet", &format!("{}{}", fleet(plan), groups_table(plan)));
+    section(&mut body, "Who answers", &routing(data));
+    section(&mut body, "Latency", &latencies(data));
+    if !data.comparison.is_empty() {
+        section(&mut body, "Strategies compared", &comparison(data.comparison));
+    }
+    if !plan.binding.is_empty() {
+        let items: String =
+            plan.binding.iter().map(|binding| format!("<li>{}</li>", escape(&binding.text))).collect();
+        section(&mut body, "What binds", &format!("<ul>{items}</ul>"));
+    }
+    section(&mut body, "Where this comes from", &provenance(plan));
+    let numbers = json!({
+        "plan": plan, "simulated": data.simulated, "measured": data.measured,
+        "comparison": data.comparison, "quality_curve": data.quality_curve,
+    });
+    // `<` inside a script element could end it.
+    let numbers = numbers.to_string().replace('<', "\\u003c");
+    format!(
+        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"><title>boute: {}</title><link rel=\"icon\" href=\"data:,\"><style>{STYLE}</style></head><body><main>{body}</main><script type=\"application/json\" id=\"boute-data\">{numbers}</script><script>{SCRIPT}</script></body></html>\n",
+        predicted.cost_usd_per_hour
+    )
+}
+
+/// One picture: what the strategies cost, for the README. Colours are fixed greys and a blue that read on light and dark.
+pub fn cost_picture(rows: &[StrategyRow]) -> String {
+    let style = "<style>text{font:14px system-ui,sans-serif;fill:#7d8590}.direct{font-weight:600}svg{--series-1:#2f81f7;--muted:#8b949e66}</style>";
+    let picture = comparison_bars(rows);
+    picture.replacen("<svg ", "<svg xmlns=\"http://www.w3.org/2000/svg\" ", 1).replacen(
+        '>',
+        &format!(">{style}"),
+        1,
+    )
+}
+
+fn section(body: &mut String, title: &str, content: &str) {
+    let _ = write!(body, "<section><h2>{title}</h2>{content}</section>");
+}
+
+fn asked(plan: &Plan) -> String {
+    let targets = &plan.targets;
+    let mut parts: Vec<String> = targets.slo.iter().map(ToString::to_string).collect();
+    parts.extend(targets.floor.map(|floor| {
+        format!("quality ≥ {:.4} with {:.0}% confidence", floor.get(), targets.confidence.get() * 100.0)
+    }));
+    parts.extend(targets.budget_usd_per_hour.map(|budget| format!("at most {budget}")));
+    format!("{}, {}", targets.objective.name(), parts.join(", "))
+}
+
+fn html_table(caption: &str, header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+    let head: String = header.iter().map(|cell| format!("<th scope=\"col\">{cell}</th>")).collect();
+    let mut out = format!(
+        "<div class=\"scroll\"><table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>"
+    );
+    for row in rows {
+        let cells: String = row.iter().map(|cell| format!("<td>{}</td>", escape(cell))).collect();
+        let _ = write!(out, "<tr>{cells}</tr>");
+    }
+    out.push_str("</tbody></table></div>");
+    out
+}
+
+fn groups_table(plan: &Plan) -> String {
+    let rows = plan.deployment.groups.iter().map(|group| {
+        vec![
+            group.model.clone(),
+            group.gpu.clone(),
+            format!("{} × {}", group.tp, group.pp),
+            group.replicas.to_string(),
+            group.gpus().to_string(),
+            format!("{:.2}", group.usd_per_hour.get()),
+            format!("{:.2}", group.planned_rate_per_replica.get()),
+        ]
+    });
+    html_table("Replica groups", &["model", "GPU", "TP × PP", "replicas", "GPUs", "$/h", "req/s each"], rows)
+}
+
+fn routing(data: &ReportData<'_>) -> String {
+    let plan = data.plan;
+    let mut out = String::new();
+    let shares = plan.routing.models.iter().enumerate().map(|(index, share)| {
+        let percent = share.load_fraction.get() * 100.0;
+        format!(
+            "<div style=\"width:{percent:.2}%;background:{}\" title=\"{}\"></div>",
+            series(index),
+            escape(&share.model)
+        )
+    });
+    let _ = write!(
+        out,
+        "<div class=\"split\" aria-hidden=\"true\">{}</div><ul class=\"legend\">",
+        shares.collect::<String>()
+    );
+    for (index, share) in plan.routing.models.iter().enumerate() {
+        let _ = write!(
+            out,
+            "<li><i style=\"background:{}\"></i>{}: {:.1}% of the queries, quality {:.3}</li>",
+            series(index),
+            escape(&share.model),
+            share.load_fraction.get() * 100.0,
+            share.quality.get()
+        );
+    }
+    out.push_str("</ul>");
+    let quality = plan.predicted.quality;
+    let _ = write!(
+        out,
+        "<p>Mean score {:.4} [{:.4}, {:.4}] on the planning queries, {:.4} on {} held-out ones; at least {:.4} with {:.0}% confidence.</p>",
+        quality.value,
+        quality.low,
+        quality.high,
+        plan.verification.quality,
+        plan.verification.queries,
+        plan.predicted.quality_certified,
+        plan.targets.confidence.get() * 100.0
+    );
+    if data.quality_curve.len() > 1 {
+        let stronger = plan.routing.models.iter().max_by(|a, b| a.quality.get().total_cmp(&b.quality.get()));
+        let chosen =
+            stronger.filter(|_| plan.routing.models.len() == 2).map(|share| share.load_fraction.get());
+        out.push_str(&quality_curve(data.quality_curve, chosen));
+    }
+    out
+}
+
+fn latencies(data: &ReportData<'_>) -> String {
+    let predicted = &data.plan.predicted;
+    let rows =
+        [("TTFT", &predicted.ttft), ("TPOT", &predicted.tpot), ("E2E", &predicted.e2e)].map(|(name, at)| {
+            let range = format!("{} – {}", time(at.p95.low_ms), time(at.p95.high_ms));
+            let source = format!("{:?}", at.p95.source).to_lowercase();
+            vec![
+                name.into(),
+                time(at.p50.value_ms),
+                time(at.p95.value_ms),
+                time(at.p99.value_ms),
+                range,
+                source,
+            ]
+        });
+    let header = ["", "p50", "p95", "p99", "p95, 80% interval", "source"];
+    let mut out = html_table("Predicted on the planning traffic", &header, rows.into_iter());
+    let columns: Vec<(&str, &Outcome)> = [("promised", data.simulated), ("measured", data.measured)]
+        .into_iter()
+        .filter_map(|(name, outcome)| Some((name, outcome?)))
+        .collect();
+    if !columns.is_empty() {
+        let _ = write!(
+            out,
+            "<h3>Promised and measured over HTTP on emulated replicas (time axis logarithmic)</h3>{}",
+            latency(&columns)
+        );
+    }
+    out
+}
+
+fn comparison_bars(rows: &[StrategyRow]) -> String {
+    let bar = |row: &StrategyRow| {
+        let text = match (row.cost_usd_per_hour, row.met) {
+            (None, _) => "no plan".to_owned(),
+            (Some(cost), true) => format!("${cost:.2}/h"),
+            (Some(cost), false) => format!("${cost:.2}/h, promises not met"),
+        };
+        (row.strategy.clone(), row.cost_usd_per_hour.unwrap_or_default(), text)
+    };
+    bars(&rows.iter().map(bar).collect::<Vec<_>>(), 0, "Rent per hour by strategy")
+}
+
+fn comparison(rows: &[StrategyRow]) -> String {
+    let cells = rows.iter().map(|row| {
+        vec![
+            row.strategy.clone(),
+            row.cost_usd_per_hour.map(|cost| format!("{cost:.2}")).unwrap_or_default(),
+            row.quality.map(|quality| format!("{quality:.4}")).unwrap_or_default(),
+            row.e2e_p95_ms.map(time).unwrap_or_default(),
+            if row.met { "met" } else { "not met" }.into(),
+            row.fleet.clone(),
+        ]
+    });
+    let header = ["strategy", "$/h", "quality", "E2E p95", "promises", "fleet"];
+    format!(
+        "{}{}",
+        comparison_bars(rows),
+        html_table("On traffic and queries nobody planned on", &header, cells)
+    )
+}
+
+fn provenance(plan: &Plan) -> String {
+    let rows = plan.inputs.iter().map(|input| {
+        let file = if input.file.is_empty() { "built in" } else { &input.file };
+        vec![input.input.clone(), file.to_owned(), input.sha256.clone()]
+    });
+    format!(
+        "<p>boute {}, strategy {}, seed {}; verified by simulating {} other requests, after {} repairs.</p>{}",
+        escape(&plan.tool_version),
+        escape(&plan.strategy),
+        plan.seed,
+        plan.verification.requests,
+        plan.verification.repairs,
+        html_table("Inputs", &["input", "file", "SHA-256"], rows)
+    )
+}
+
+const STYLE: &str = "
+:root{color-scheme:light dark;--page:#fbfbfa;--card:#fff;--ink:#1c1f23;--quiet:#5b636d;--line:#e4e6e9;--muted:#c3c9d1;--series-1:#2563c9;--series-2:#c2571a;--series-3:#2a8a5b;--series-4:#8450b8}
+@media (prefers-color-scheme:dark){:root{--page:#14161a;--card:#1c1f24;--ink:#e8eaed;--quiet:#9aa3ae;--line:#30353c;--muted:#4a525d;--series-1:#6ea3ff;--series-2:#f0995f;--series-3:#5fc796;--series-4:#bd93ee}}
+*{box-sizing:border-box}body{margin:0;background:var(--page);color:var(--ink);font:16px/1.5 system-ui,-apple-system,'Segoe UI',sans-serif}
+main{max-width:760px;margin:0 auto;padding:32px 20px 64px}h1{font-size:30px;line-height:1.2;margin:0 0 6px;letter-spacing:-.01em}h2{font-size:19px;margin:0 0 12px}h3{font-size:15px;font-weight:600;color:var(--quiet);margin:20px 0 8px}
+.lead{color:var(--quiet);margin:0 0 20px}.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(130px,1fr));gap:14px;margin:0 0 28px}.tiles div{border-top:2px solid var(--line);padding-top:8px}dt{color:var(--quiet);font-size:13px}dd{margin:0;font-weight:600}
+section{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:20px;margin:0 0 18px}svg{display:block;width:100%;height:auto;overflow:visible}
+svg text{font:13px system-ui,-apple-system,'Segoe UI',sans-serif;fill:var(--quiet)}svg .direct{fill:var(--ink);font-weight:600}.grid{stroke:var(--line)}.axis{stroke:var(--muted)}.floor{stroke:var(--series-2);stroke-dasharray:5 4}.random{stroke:var(--muted);stroke-dasharray:3 4}
+.front{fill:none;stroke:var(--series-1);stroke-width:2;opacity:.55}.point{fill:var(--card);stroke:var(--series-1);stroke-width:2;cursor:pointer}.point:hover,.point:focus{fill:var(--series-1);outline:none;stroke:var(--ink)}.chosen{fill:var(--series-1)}
+.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:14px;font-variant-numeric:tabular-nums;margin-top:12px}caption{text-align:left;color:var(--quiet);font-size:13px;padding-bottom:4px}th,td{text-align:left;padding:6px 12px 6px 0;border-bottom:1px solid var(--line);vertical-align:top}th{font-weight:600;color:var(--quiet)}
+.split{display:flex;gap:2px;height:18px;border-radius:5px;overflow:hidden}.legend{list-style:none;padding:0;margin:10px 0;display:flex;flex-wrap:wrap;gap:4px 20px}.legend i{display:inline-block;width:11px;height:11px;border-radius:3px;margin-right:7px}.note{min-height:1.5em;color:var(--quiet);margin:8px 0 0}ul{padding-left:20px}
+";
+
+const SCRIPT: &str = "
+const data=JSON.parse(document.getElementById('boute-data').textContent),note=document.getElementById('point');
+function show(element){const p=data.plan.front[element.dataset.point];note.textContent='$'+p.cost_usd_per_hour.toFixed(2)+'/h, quality '+p.quality.toFixed(3)+', E2E p95 '+(p.e2e_p95_ms/1000).toFixed(1)+' s, up to '+p.max_rate.toFixed(1)+' req/s: '+p.fleet}
+document.querySelectorAll('[data-point]').forEach(e=>{e.addEventListener('mouseenter',()=>show(e));e.addEventListener('focus',()=>show(e));e.addEventListener('click',()=>show(e));e.addEventListener('keydown',k=>{if(k.key==='Enter'||k.key===' '){k.preventDefault();show(e)}})});
+const chosen=document.querySelector('.point.chosen[data-point]');if(chosen)show(chosen);
+";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::plan;
+
+    fn rows() -> Vec<StrategyRow> {
+        vec![StrategyRow {
+            strategy: "<script>alert(1)</script>".into(),
+            cost_usd_per_hour: Some(38.0),
+            quality: Some(0.55),
+            e2e_p95_ms: Some(16_000.0),
+            met: true,
+            fleet: "1× a & b".into(),
+        }]
+    }
+
+    #[test]
+    fn the_page_is_self_contained_and_escaped() {
+        let plan = plan();
+        let page = html(&ReportData {
+            plan: &plan,
+            simulated: None,
+            measured: None,
+            comparison: &rows(),
+            quality_curve: &[(0.0, 0.43), (0.5, 0.55), (1.0, 0.62)],
+        });
+        assert!(!page.contains("http://") && !page.contains("https://"));
+        assert!(!page.contains("<script>alert"));
+        assert_eq!(page.matches("</script>").count(), 2);
+        let start = page.find("id=\"boute-data\">").unwrap() + 16;
+        let end = start + page[start..].find("</script>").unwrap();
+        let data: serde_json::Value = serde_json::from_str(&page[start..end]).unwrap();
+        assert_eq!(data["plan"]["predicted"]["rate"], 20.0);
+    }
+}

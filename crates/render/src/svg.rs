@@ -1,0 +1,339 @@
+//! Drawings, as SVG text. Colours are CSS variables of the page, so that light and dark need one drawing.
+
+use std::fmt::Write;
+
+use boute_spec::outcome::Outcome;
+use boute_spec::plan::{FrontPoint, PlanDraft};
+use boute_spec::slo::{Metric, Percentile};
+
+use crate::terminal::time;
+
+/// Text made safe for HTML and SVG.
+pub(crate) fn escape(text: &str) -> String {
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
+        .replace('\'', "&#39;")
+}
+
+/// The series colour of a model, by its place.
+pub(crate) fn series(index: usize) -> String {
+    format!("var(--series-{})", index % 4 + 1)
+}
+
+/// A value axis: round steps that cover a range.
+fn ticks(low: f64, high: f64) -> Vec<f64> {
+    let span = (high - low).max(1e-9);
+    let raw = span / 4.0;
+    let magnitude = 10_f64.powf(raw.log10().floor());
+    let step = [1.0, 2.0, 2.5, 5.0, 10.0].iter().map(|factor| factor * magnitude).find(|step| *step >= raw);
+    let step = step.unwrap_or(raw);
+    let first = (low / step).ceil() as i64;
+    let last = (high / step).floor() as i64;
+    (first..=last).map(|index| index as f64 * step).collect()
+}
+
+/// A linear scale from values to pixels.
+struct Scale {
+    low: f64,
+    high: f64,
+    from: f64,
+    to: f64,
+}
+
+impl Scale {
+    /// Covers `values` with some air.
+    fn over(values: impl Iterator<Item = f64> + Clone, from: f64, to: f64) -> Self {
+        let low = values.clone().fold(f64::INFINITY, f64::min);
+        let high = values.fold(f64::NEG_INFINITY, f64::max);
+        let air = ((high - low) * 0.08).max(high.abs() * 0.01).max(1e-6);
+        Self { low: (low - air).max(0.0), high: high + air, from, to }
+    }
+
+    fn at(&self, value: f64) -> f64 {
+        self.from + (value - self.low) / (self.high - self.low) * (self.to - self.from)
+    }
+}
+
+/// The front: cost to the right, quality upwards. Points can be focused; the page's script shows their plan.
+pub(crate) fn front(points: &[FrontPoint], floor: Option<f64>) -> String {
+    let (width, height, left, bottom, top, right) = (640.0, 340.0, 56.0, 44.0, 16.0, 20.0);
+    let costs = points.iter().map(|point| point.cost_usd_per_hour);
+    let qualities = points.iter().map(|point| point.quality).chain(floor);
+    let x = Scale::over(costs, left, width - right);
+    let y = Scale::over(qualities, height - bottom, top);
+    let mut out = format!(
+        "<svg viewBox=\"0 0 {width} {height}\" role=\"group\" aria-label=\"Cost and quality of the best plans\">"
+    );
+    for tick in ticks(y.low, y.high) {
+        let at = y.at(tick);
+        let _ = write!(
+            out,
+            "<line class=\"grid\" x1=\"{left}\" x2=\"{}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/><text class=\"tick\" x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{tick:.2}</text>",
+            width - right,
+            left - 8.0,
+            at + 4.0
+        );
+    }
+    for tick in ticks(x.low, x.high) {
+        let at = x.at(tick);
+        let _ = write!(
+            out,
+            "<text class=\"tick\" x=\"{at:.1}\" y=\"{}\" text-anchor=\"middle\">${tick}</text>",
+            height - bottom + 18.0
+        );
+    }
+    let _ = write!(
+        out,
+        "<line class=\"axis\" x1=\"{left}\" x2=\"{}\" y1=\"{}\" y2=\"{}\"/>",
+        width - right,
+        height - bottom,
+        height - bottom
+    );
+    let _ = write!(
+        out,
+        "<text class=\"label\" x=\"{}\" y=\"{}\" text-anchor=\"end\">rent per hour</text><text class=\"label\" x=\"{left}\" y=\"11\">mean score</text>",
+        width - right,
+        height - 6.0
+    );
+    if let Some(floor) = floor {
+        let at = y.at(floor);
+        let _ = write!(
+            out,
+            "<line class=\"floor\" x1=\"{left}\" x2=\"{}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/><text class=\"label\" x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">floor</text>",
+            width - right,
+            width - right,
+            at - 5.0
+        );
+    }
+    let path: Vec<String> = points
+        .iter()
+        .map(|point| format!("{:.1},{:.1}", x.at(point.cost_usd_per_hour), y.at(point.quality)))
+        .collect();
+    let _ = write!(out, "<polyline class=\"front\" points=\"{}\"/>", path.join(" "));
+    for (index, point) in points.iter().enumerate() {
+        let (cx, cy) = (x.at(point.cost_usd_per_hour), y.at(point.quality));
+        let (class, radius) = if point.chosen { ("point chosen", 8.0) } else { ("point", 5.5) };
+        let title = format!(
+            "${:.2} per hour, quality {:.3}: {}",
+            point.cost_usd_per_hour, point.quality, point.fleet
+        );
+        let _ = write!(
+            out,
+            "<circle class=\"{class}\" cx=\"{cx:.1}\" cy=\"{cy:.1}\" r=\"{radius}\" tabindex=\"0\" role=\"button\" data-point=\"{index}\" aria-label=\"{0}\"><title>{0}</title></circle>",
+            escape(&title)
+        );
+        if point.chosen {
+            let _ = write!(
+                out,
+                "<text class=\"direct\" x=\"{:.1}\" y=\"{:.1}\">this plan, ${:.2}</text>",
+                cx + 13.0,
+                cy + 16.0,
+                point.cost_usd_per_hour
+            );
+        }
+    }
+    out.push_str("</svg>");
+    out
+}
+
+/// The fleet: one box per GPU, joined into replicas, coloured by model.
+pub(crate) fn fleet(plan: &PlanDraft) -> String {
+    let (cell, gap, per_row) = (26.0, 5.0, 18_usize);
+    let models: Vec<&str> = plan.routing.models.iter().map(|share| share.model.as_str()).collect();
+    let mut out = String::new();
+    let mut y = 0.0;
+    for group in &plan.deployment.groups {
+        let colour = series(models.iter().position(|model| *model == group.model).unwrap_or_default());
+        let label = format!(
+            "{}× {} · TP{}{} on {} · ${:.2}/h",
+            group.replicas,
+            group.model,
+            group.tp,
+            if group.pp > 1 { format!(" × PP{}", group.pp) } else { String::new() },
+            group.gpu,
+            group.usd_per_hour.get()
+        );
+        let _ = write!(out, "<text class=\"direct\" x=\"0\" y=\"{:.1}\">{}</text>", y + 14.0, escape(&label));
+        y += 22.0;
+        let gpus = group.gpus_per_replica() as usize;
+        let replicas_per_row = (per_row / gpus).max(1);
+        for replica in 0..group.replicas as usize {
+            let (row, column) = (replica / replicas_per_row, replica % replicas_per_row);
+            let x0 = column as f64 * (gpus as f64 * cell + gap + 4.0);
+            let y0 = y + row as f64 * (cell + gap);
+            for gpu in 0..gpus {
+                let _ = write!(
+                    out,
+                    "<rect x=\"{:.1}\" y=\"{y0:.1}\" width=\"{:.1}\" height=\"{:.1}\" rx=\"4\" fill=\"{colour}\"/>",
+                    x0 + gpu as f64 * cell,
+                    cell - 3.0,
+                    cell - 3.0
+                );
+            }
+        }
+        let rows = (group.replicas as usize).div_ceil(replicas_per_row);
+        y += rows as f64 * (cell + gap) + 14.0;
+    }
+    format!(
+        "<svg viewBox=\"0 0 640 {y:.0}\" role=\"img\" aria-label=\"The fleet: one box per GPU\">{out}</svg>"
+    )
+}
+
+/// Percentiles promised, simulated and measured, as dots on one line each.
+pub(crate) fn latency(columns: &[(&str, &Outcome)]) -> String {
+    let rows: Vec<(Metric, Percentile)> = [Metric::Ttft, Metric::E2e]
+        .into_iter()
+        .flat_map(|metric| {
+            [Percentile::P50, Percentile::P95, Percentile::P99].map(|percentile| (metric, percentile))
+        })
+        .collect();
+    let (width, row_height, left) = (640.0, 30.0, 84.0);
+    let height = rows.len() as f64 * row_height + 34.0;
+    let values = rows.iter().flat_map(|(metric, percentile)| {
+        columns.iter().map(move |(_, outcome)| outcome.percentile_ms(*metric, *percentile).max(1.0).log10())
+    });
+    let x = Scale::over(values, left + 8.0, width - 70.0);
+    let mut out =
+        format!("<svg viewBox=\"0 0 {width} {height}\" role=\"img\" aria-label=\"Latency percentiles\">");
+    for (index, (name, _)) in columns.iter().enumerate() {
+        let at = left + 12.0 + index as f64 * 130.0;
+        let _ = write!(
+            out,
+            "<circle cx=\"{at}\" cy=\"10\" r=\"5\" fill=\"{}\"/><text class=\"label\" x=\"{}\" y=\"14\">{}</text>",
+            series(index),
+            at + 10.0,
+            escape(name)
+        );
+    }
+    for (index, (metric, percentile)) in rows.iter().enumerate() {
+        let y = 34.0 + index as f64 * row_height + row_height / 2.0;
+        let name = format!("{} {}", metric.name().to_uppercase(), percentile.name());
+        let _ = write!(
+            out,
+            "<text class=\"tick\" x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{name}</text><line class=\"grid\" x1=\"{left}\" x2=\"{}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/>",
+            left - 8.0,
+            y + 4.0,
+            width - 66.0
+        );
+        for (series_index, (_, outcome)) in columns.iter().enumerate() {
+            let value = outcome.percentile_ms(*metric, *percentile);
+            let at = x.at(value.max(1.0).log10());
+            let _ = write!(
+                out,
+                "<circle cx=\"{at:.1}\" cy=\"{y:.1}\" r=\"6\" fill=\"{}\"><title>{}</title></circle>",
+                series(series_index),
+                time(value)
+            );
+            if series_index + 1 == columns.len() {
+                let _ = write!(
+                    out,
+                    "<text class=\"tick\" x=\"{}\" y=\"{:.1}\">{}</text>",
+                    width - 60.0,
+                    y + 4.0,
+                    time(value)
+                );
+            }
+        }
+    }
+    out.push_str("</svg>");
+    out
+}
+
+/// Horizontal bars with their value written at the end; `marked` is drawn in the first colour.
+pub(crate) fn bars(rows: &[(String, f64, String)], marked: usize, label: &str) -> String {
+    let (width, row_height, left) = (640.0, 34.0, 170.0);
+    let longest = rows.iter().map(|(_, value, _)| *value).fold(1e-9, f64::max);
+    let height = rows.len() as f64 * row_height + 6.0;
+    let mut out =
+        format!("<svg viewBox=\"0 0 {width} {height}\" role=\"img\" aria-label=\"{}\">", escape(label));
+    for (index, (name, value, text)) in rows.iter().enumerate() {
+        let y = index as f64 * row_height + 4.0;
+        let length = value / longest * (width - left - 150.0);
+        let colour = if index == marked { series(0) } else { "var(--muted)".into() };
+        let _ = write!(
+            out,
+            "<text class=\"tick\" x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{}</text><rect x=\"{left}\" y=\"{y:.1}\" width=\"{length:.1}\" height=\"22\" rx=\"4\" fill=\"{colour}\"/><text class=\"direct\" x=\"{:.1}\" y=\"{:.1}\">{}</text>",
+            left - 10.0,
+            y + 16.0,
+            escape(name),
+            left + length + 8.0,
+            y + 16.0,
+            escape(text)
+        );
+    }
+    out.push_str("</svg>");
+    out
+}
+
+/// Quality over the share of queries that the stronger model answers, with the plan marked.
+pub(crate) fn quality_curve(curve: &[(f64, f64)], chosen: Option<f64>) -> String {
+    let (width, height, left, bottom, top, right) = (640.0, 280.0, 56.0, 44.0, 18.0, 20.0);
+    let x = Scale { low: 0.0, high: 1.0, from: left, to: width - right };
+    let y = Scale::over(curve.iter().map(|(_, quality)| *quality), height - bottom, top);
+    let mut out = format!(
+        "<svg viewBox=\"0 0 {width} {height}\" role=\"img\" aria-label=\"Quality over the share of the stronger model\">"
+    );
+    for tick in ticks(y.low, y.high) {
+        let at = y.at(tick);
+        let _ = write!(
+            out,
+            "<line class=\"grid\" x1=\"{left}\" x2=\"{}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/><text class=\"tick\" x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{tick:.2}</text>",
+            width - right,
+            left - 8.0,
+            at + 4.0
+        );
+    }
+    for tick in [0.0, 0.25, 0.5, 0.75, 1.0] {
+        let _ = write!(
+            out,
+            "<text class=\"tick\" x=\"{:.1}\" y=\"{}\" text-anchor=\"middle\">{:.0}%</text>",
+            x.at(tick),
+            height - bottom + 18.0,
+            tick * 100.0
+        );
+    }
+    let _ = write!(
+        out,
+        "<text class=\"label\" x=\"{}\" y=\"{}\" text-anchor=\"end\">queries to the stronger model</text><text class=\"label\" x=\"{left}\" y=\"12\">mean score</text>",
+        width - right,
+        height - 6.0
+    );
+    if let (Some(first), Some(last)) = (curve.first(), curve.last()) {
+        let _ = write!(
+            out,
+            "<line class=\"random\" x1=\"{:.1}\" y1=\"{:.1}\" x2=\"{:.1}\" y2=\"{:.1}\"/>",
+            x.at(0.0),
+            y.at(first.1),
+            x.at(1.0),
+            y.at(last.1)
+        );
+        let middle = f64::midpoint(first.1, last.1);
+        let _ = write!(
+            out,
+            "<text class=\"label\" x=\"{:.1}\" y=\"{:.1}\">at random</text>",
+            x.at(0.5) + 10.0,
+            y.at(middle) + 20.0
+        );
+    }
+    let path: Vec<String> =
+        curve.iter().map(|(share, quality)| format!("{:.1},{:.1}", x.at(*share), y.at(*quality))).collect();
+    let _ = write!(out, "<polyline class=\"front\" points=\"{}\"/>", path.join(" "));
+    if let Some(share) = chosen {
+        let quality = curve
+            .iter()
+            .min_by(|a, b| (a.0 - share).abs().total_cmp(&(b.0 - share).abs()))
+            .map_or(0.0, |at| at.1);
+        let _ = write!(
+            out,
+            "<circle class=\"point chosen\" cx=\"{:.1}\" cy=\"{:.1}\" r=\"7\"/><text class=\"direct\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">this plan</text>",
+            x.at(share),
+            y.at(quality),
+            x.at(share) - 12.0,
+            y.at(quality) - 6.0
+        );
+    }
+    out.push_str("</svg>");
+    out
+}
