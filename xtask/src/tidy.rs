@@ -11,7 +11,8 @@ use serde_json::Value;
 const RUNTIME_LIBRARIES: [&str; 5] = ["tokio", "axum", "hyper", "hyper-util", "indicatif"];
 
 /// Marks of unfinished work.
-const UNFINISHED: [&str; 4] = [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("todo", "!("), concat!("dbg", "!(")];
+const UNFINISHED: [&str; 4] =
+    [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("todo", "!("), concat!("dbg", "!(")];
 
 /// Words that `mobo` must not know.
 const LLM_WORDS: [&str; 4] = ["llm", "gpu", "vllm", "prompt"];
@@ -35,9 +36,12 @@ pub(crate) fn violations(root: &Path) -> Vec<String> {
             found.extend(runtime.map(|it| format!("`{name}` uses `{it}`: only `gateway` and `cli` may")));
         }
     }
-    found.extend(allowed.keys().filter(|it| !crates.contains_key(*it)).map(|it| {
-        format!("ARCHITECTURE.md has a row for `{it}`, which is not a crate")
-    }));
+    found.extend(
+        allowed
+            .keys()
+            .filter(|it| !crates.contains_key(*it))
+            .map(|it| format!("ARCHITECTURE.md has a row for `{it}`, which is not a crate")),
+    );
     for file in rust_files(root) {
         let text = read(&file);
         let name = file.strip_prefix(root).unwrap_or(&file).display();
@@ -46,7 +50,8 @@ pub(crate) fn violations(root: &Path) -> Vec<String> {
             let lower = text.to_lowercase();
             let words: BTreeSet<_> = lower.split(|c: char| !c.is_alphanumeric()).collect();
             let known = LLM_WORDS.iter().filter(|it| words.contains(*it));
-            found.extend(known.map(|it| format!("{name}: `mobo` has no word about LLMs, but here is `{it}`")));
+            found
+                .extend(known.map(|it| format!("{name}: `mobo` has no word about LLMs, but here is `{it}`")));
         }
     }
     found
@@ -129,7 +134,8 @@ mod tests {
 
     #[test]
     fn the_table_is_read() {
-        let arrows = arrows_of("| crate | is | uses |\n|---|---|---|\n| `a` | x | |\n| `b` | y | `a`, `c` |\n");
+        let arrows =
+            arrows_of("| crate | is | uses |\n|---|---|---|\n| `a` | x | |\n| `b` | y | `a`, `c` |\n");
         assert_eq!(arrows["b"], ["a", "c"].map(str::to_owned).into());
         assert!(arrows["a"].is_empty());
     }

@@ -7,9 +7,10 @@ use boute_router::Scorer;
 use boute_router::certify::FloorRule;
 use boute_spec::catalog::{Catalog, Model, ModelShape};
 use boute_spec::data_file::{parse_quality, parse_trace};
-use boute_spec::file::{Floor, ModelEntry, Spec, Stock};
+use boute_spec::file::{Floor, ModelEntry, QualityEntry, Spec, Stock};
 use boute_spec::parse::parse_spec;
 use boute_spec::plan::InputDigest;
+use boute_spec::units::{RequestsPerSecond, UsdPerHour};
 use boute_spec::workload::{QualityData, Split, Trace};
 
 use crate::failure::Failure;
@@ -63,8 +64,8 @@ pub(crate) fn load_with(input: &Input, choices: &Choices, open: Open<'_>) -> Res
     let (planning_trace, verification_trace, rate) = traffic(&spec, open, &mut inputs)?;
     let (quality, scorer, data) = match &spec.quality {
         None => (None, None, None),
-        Some(_) => {
-            let (inputs_of_router, scorer, data) = routing(&spec, choices, open, &mut inputs)?;
+        Some(entry) => {
+            let (inputs_of_router, scorer, data) = routing(&spec, entry, choices, open, &mut inputs)?;
             (Some(inputs_of_router), Some(scorer), Some(data))
         }
     };
@@ -82,7 +83,7 @@ pub(crate) fn load_with(input: &Input, choices: &Choices, open: Open<'_>) -> Res
         quality,
         floor,
         objective: spec.objective,
-        budget: spec.budget.map(|budget| budget.get()),
+        budget: spec.budget.map(UsdPerHour::get),
         seed: choices.seed,
         inputs,
         tool_version: env!("CARGO_PKG_VERSION").into(),
@@ -163,7 +164,7 @@ fn traffic(
         ));
     }
     let half = count / 2;
-    let rate = spec.traffic.rate.map_or_else(|| trace.rate_per_second(), |rate| rate.get());
+    let rate = spec.traffic.rate.map_or_else(|| trace.rate_per_second(), RequestsPerSecond::get);
     if !(rate.is_finite() && rate > 0.0) {
         return Err(Failure::input(
             format_args!("`{}` has no rate of its own: all its requests arrive at once", input.name),
@@ -178,13 +179,11 @@ fn traffic(
 /// Scores of the planning and of the held-out queries, by the router that will serve.
 fn routing(
     spec: &Spec,
+    entry: &QualityEntry,
     choices: &Choices,
     open: Open<'_>,
     inputs: &mut Vec<InputDigest>,
 ) -> Result<(QualityInputs, Scorer, QualityData), Failure> {
-    let Some(entry) = &spec.quality else {
-        return Err(Failure::unexpected("routing without quality data"));
-    };
     let input = open(&entry.data)?;
     let ids: Vec<String> = spec.models.iter().map(|model| model.id.clone()).collect();
     let data = parse_quality(&input.name, &input.text, &ids).map_err(Failure::told)?;

@@ -269,8 +269,10 @@ struct Answer {
     id: String,
     model: String,
     chat: bool,
-    prompt_tokens: u32,
-    answer_tokens: u32,
+    /// Prompt tokens.
+    prompt: u32,
+    /// Answer tokens; each is a word.
+    words: u32,
 }
 
 async fn answer(
@@ -302,13 +304,8 @@ async fn answer(
         Some(Tokens::Done) | None => return Err(Failure::no_replica(&model)),
     };
     replica.ttft.observe(started.elapsed());
-    let answer = Answer {
-        id: format!("boute-{id}"),
-        model,
-        chat,
-        prompt_tokens: input_tokens,
-        answer_tokens: output_tokens,
-    };
+    let answer =
+        Answer { id: format!("boute-{id}"), model, chat, prompt: input_tokens, words: output_tokens };
     if peek.stream {
         return Ok(stream(answer, first, received, peek.wants_usage()));
     }
@@ -365,9 +362,9 @@ impl Answer {
 
     fn usage(&self) -> serde_json::Value {
         json!({
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.answer_tokens,
-            "total_tokens": self.prompt_tokens + self.answer_tokens,
+            "prompt_tokens": self.prompt,
+            "completion_tokens": self.words,
+            "total_tokens": self.prompt + self.words,
         })
     }
 
@@ -377,7 +374,7 @@ impl Answer {
     }
 
     fn whole(&self) -> serde_json::Value {
-        let text = " word".repeat(self.answer_tokens as usize);
+        let text = " word".repeat(self.words as usize);
         let (object, choice) = if self.chat {
             let message = json!({"role": "assistant", "content": text});
             ("chat.completion", json!({"index": 0, "message": message, "finish_reason": "length"}))

@@ -96,7 +96,7 @@ impl<'a> Peek<'a> {
                 match content {
                     Content::Text(text) => texts.push(text),
                     Content::Parts(parts) => {
-                        texts.extend(parts.iter().filter_map(|part| part.text.as_deref()))
+                        texts.extend(parts.iter().filter_map(|part| part.text.as_deref()));
                     }
                 }
             }
@@ -217,7 +217,7 @@ pub(crate) fn prompt_tokens(headers: &axum::http::HeaderMap, text: &str) -> u32 
 pub(crate) async fn read_body(body: Body) -> Result<Bytes, Failure> {
     axum::body::to_bytes(body, LARGEST_BODY).await.map_err(|error| {
         let too_large = std::error::Error::source(&error)
-            .is_some_and(|source| source.is::<http_body_util::LengthLimitError>());
+            .is_some_and(<dyn std::error::Error>::is::<http_body_util::LengthLimitError>);
         if too_large {
             Failure::too_large()
         } else {

@@ -546,13 +546,15 @@ async fn health(State(gateway): State<Arc<Gateway>>) -> Response<Body> {
     json_response(&json!({"status": "ok", "replicas": gateway.replicas.len(), "replicas_well": count}))
 }
 
+/// Reads one number of a replica.
+type Read = fn(&Replica) -> u64;
+
 async fn metrics(State(gateway): State<Arc<Gateway>>) -> String {
     let mut out = String::new();
     describe(&mut out, "boute_decisions_total", "counter", "Requests by the model that was chosen.");
     for (model, count) in gateway.models.iter().zip(&gateway.decisions) {
         sample(&mut out, "boute_decisions_total", &format!("model=\"{model}\""), count.get());
     }
-    type Read = fn(&Replica) -> u64;
     let of_replicas: [(&str, &str, &str, Read); 4] = [
         ("boute_replica_requests_total", "counter", "Requests sent to a replica.", |it| it.requests.get()),
         ("boute_replica_failures_total", "counter", "Replicas not reached or broken off.", |it| {

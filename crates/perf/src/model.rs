@@ -37,6 +37,7 @@ const ACTIVATION_BYTES: f64 = 2.0;
 
 /// One weight matrix of a layer on one GPU: `inputs × outputs`, seconds by the soft roofline.
 #[derive(Debug, Clone, Copy)]
+#[expect(clippy::struct_field_names, reason = "the unit is the last word of the name")]
 struct Matrix {
     /// Seconds of compute per token.
     compute_s: f64,

@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 
 use boute_mobo::pareto::non_dominated;
-use boute_router::certify::FloorRule;
-use boute_router::certify::lower_bound;
+use boute_router::certify::{FloorRule, lower_bound};
 use boute_spec::catalog::Source;
 use boute_spec::outcome::Outcome;
 use boute_spec::plan::{
@@ -309,9 +308,13 @@ fn quality_interval(problem: &Problem, route: &Route) -> Interval {
     Interval { value, low: (value - half).max(0.0), high: (value + half).min(1.0), confidence: 0.95 }
 }
 
-/// The score that holds with the spec's confidence.
+/// The score that holds with the spec's confidence. Under a relative floor the tested quantity is the difference to the
+/// share of the reference model's score, so what holds is the floor plus the certified part of that difference.
 fn certified_quality(problem: &Problem, route: &Route) -> f64 {
-    lower_bound(&scores(problem, route), route.delta)
+    match (problem.floor, route.certified, floor_value(problem)) {
+        (Some(FloorRule::Relative { .. }), Some(certified), Some(floor)) => floor + certified.lower_bound,
+        _ => lower_bound(&scores(problem, route), route.delta),
+    }
 }
 
 /// A fleet in words.

@@ -18,10 +18,10 @@ use crate::candidates::Candidate;
 use crate::problem::Problem;
 use crate::table::{Level, Levels};
 
-/// Nodes of the branch and bound, at most.
-const MOST_NODES: u64 = 2_000;
-/// Relative gap at which the search ends.
-const GAP: f64 = 1e-4;
+/// Nodes of the branch and bound, at most: for the plan itself, and for its neighbours.
+const NODES: [u64; 2] = [6_000, 400];
+/// Relative gap at which the search ends, likewise.
+const GAPS: [f64; 2] = [5e-3, 1e-2];
 /// A column with more than this share of requests over some limit is not worth a variable.
 const WORST_OVER: f64 = 0.5;
 
@@ -124,15 +124,25 @@ pub enum Goal {
     Rate,
 }
 
-/// The best fleet over `columns` for load `fractions`; `None` if there is none. With `relaxed` the counts may be
-/// fractional, and only the bound is meaningful.
+/// How much work a solution is worth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effort {
+    /// Counts may be fractional: only the bound is meaningful.
+    Relaxed,
+    /// Within a per cent, for comparisons.
+    Sketch,
+    /// Within half a per cent, for the plan.
+    Proof,
+}
+
+/// The best fleet over `columns` for load `fractions`; `None` if there is none.
 pub fn solve(
     problem: &Problem,
     columns: &[Column],
     fractions: &[f64],
     limits: &Limits,
     goal: Goal,
-    relaxed: bool,
+    effort: Effort,
 ) -> Option<Fleet> {
     let direction = match goal {
         Goal::Cost => OptimizationDirection::Minimize,
@@ -148,7 +158,7 @@ pub fn solve(
         .map(|column| {
             let cost = if goal == Goal::Cost { column.usd_per_hour } else { 0.0 };
             let most = most_replicas(column, fractions, limits, goal);
-            if relaxed {
+            if effort == Effort::Relaxed {
                 programme.add_var(cost, (0.0, most))
             } else {
                 programme.add_integer_var(cost, (0, most as i32))
@@ -190,17 +200,24 @@ pub fn solve(
         row(&|column| column.usd_per_hour, 0.0, ComparisonOp::Le, budget);
     }
     let mut options = SolveOptions::default();
-    (options.node_limit, options.mip_gap) = (Some(MOST_NODES), GAP);
+    let depth = usize::from(effort == Effort::Sketch);
+    (options.node_limit, options.mip_gap) = (Some(NODES[depth]), GAPS[depth]);
     let solution = programme.solve_with(options).ok()?.into_solution().ok()?;
-    let value = solution.objective();
-    let bound = solution.stats().best_bound.unwrap_or(value);
+    let objective = solution.objective();
+    let bound = solution.stats().best_bound.unwrap_or(objective);
     let replicas = columns
         .iter()
         .zip(&counts)
         .map(|(column, count)| (column.clone(), solution.var_value(*count).round() as u32))
         .filter(|(_, count)| *count > 0)
         .collect();
-    Some(Fleet { replicas, value, bound })
+    let mut fleet = Fleet { replicas, value: objective, bound };
+    if goal == Goal::Cost && effort != Effort::Relaxed {
+        // Counts come back as integers up to a tolerance: what is paid is the rent of the rounded ones.
+        fleet.value = fleet.usd_per_hour();
+        fleet.bound = bound.min(fleet.value);
+    }
+    Some(fleet)
 }
 
 /// More replicas of a column than this cannot help.

@@ -5,7 +5,7 @@ use std::fmt;
 use boute_perf::FitError;
 use boute_spec::plan::Objective;
 
-use crate::deployment::{Goal, Limits};
+use crate::deployment::{Effort, Goal, Limits};
 use crate::problem::Progress;
 use crate::routing::Route;
 use crate::search::Search;
@@ -87,8 +87,9 @@ pub(crate) fn no_fleet(
     progress: Progress<'_>,
 ) -> Infeasible {
     let problem = search.problem;
-    let cheapest =
-        |limits: &Limits| search.sweep(routes, limits, Goal::Cost, progress).map(|(choice, _)| choice);
+    let cheapest = |limits: &Limits| {
+        search.sweep(routes, limits, Goal::Cost, Effort::Sketch, progress).map(|(choice, _)| choice)
+    };
     let mut relaxations = Vec::new();
     let money = |usd: f64| (usd * 100.0).ceil() / 100.0;
     if problem.budget.is_some()
@@ -120,7 +121,7 @@ pub(crate) fn no_fleet(
             routes.iter().map(|route| Route { admissible: true, ..route.clone() }).collect();
         let best = free
             .iter()
-            .filter_map(|route| Some((route, search.fleet(route, limits, Goal::Cost, false)?)))
+            .filter_map(|route| Some((route, search.fleet(route, limits, Goal::Cost, Effort::Sketch)?)))
             .max_by(|a, b| a.0.stats.quality.total_cmp(&b.0.stats.quality));
         if let Some((route, fleet)) = best {
             let bound = route.certified.map_or(route.stats.quality, |certified| certified.lower_bound);

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use crate::assemble::{Parts, assemble, deployment, floor_value, front, in_words, max_rate, shares};
 use crate::candidates::{Candidate, candidates};
-use crate::deployment::{Fleet, Goal, Limits};
+use crate::deployment::{Effort, Fleet, Goal, Limits};
 use crate::infeasible::{Infeasible, no_baseline, no_fleet, no_route, nothing_fits};
 use crate::problem::{Problem, Progress, Step};
 use crate::routing::{Route, admit, routes};
@@ -159,9 +159,9 @@ fn choose(
             search.proportional(routes, limits, goal).map(|choice| (choice, None))
         }
         Strategy::Default | Strategy::Exact => match objective {
-            Objective::MinCost | Objective::MaxRate => {
-                search.sweep(routes, limits, goal, progress).map(|(choice, bound)| (choice, Some(bound)))
-            }
+            Objective::MinCost | Objective::MaxRate => search
+                .sweep(routes, limits, goal, Effort::Proof, progress)
+                .map(|(choice, bound)| (choice, Some(bound))),
             Objective::MaxQuality => {
                 let choice = search.best_quality(routes, limits, progress)?;
                 let bound = routes[choice.route].stats.quality;
@@ -179,7 +179,7 @@ fn knee(search: &Search<'_>, routes: &[Route], limits: &Limits) -> Option<Choice
         .into_par_iter()
         .filter(|route| routes[*route].admissible && route % FRONT_STRIDE == 0)
         .filter_map(|route| {
-            Some(Choice { route, fleet: search.fleet(&routes[route], limits, Goal::Cost, false)? })
+            Some(Choice { route, fleet: search.fleet(&routes[route], limits, Goal::Cost, Effort::Sketch)? })
         })
         .collect();
     let point = |choice: &Choice| (choice.fleet.value, routes[choice.route].stats.quality);
@@ -196,6 +196,8 @@ struct Attempt {
     choice: Choice,
     bound: Option<f64>,
     rate: f64,
+    /// How much more load than asked for the fleet was solved for.
+    margin: f64,
     deployment: Deployment,
     planned: FleetRun,
     verified: FleetRun,
@@ -233,7 +235,7 @@ impl Attempt {
             .flat_map(|run| broken(problem, run))
             .map(ToString::to_string)
             .collect();
-        Self { choice, bound, rate, deployment, planned, verified, broken, repairs }
+        Self { choice, bound, rate, margin, deployment, planned, verified, broken, repairs }
     }
 
     fn into_plan(
@@ -291,7 +293,8 @@ impl Attempt {
     /// Other divisions of the load with their cheapest (or fastest) fleets, admissible or not.
     fn front(&self, search: &Search<'_>, ground: &Ground, progress: Progress<'_>) -> Vec<FrontPoint> {
         let problem = search.problem;
-        let limits = search.limits(self.rate);
+        // The same margin as the plan's, so that its neighbours are no more daring than itself.
+        let limits = search.limits(self.rate * self.margin);
         let goal = goal_of(problem.objective);
         let requests = problem.planning_trace.requests().len().min(FRONT_REQUESTS);
         let trace = problem.planning_trace.window(0..requests).at_rate(self.rate);
@@ -303,7 +306,7 @@ impl Attempt {
             .par_iter()
             .filter_map(|&at| {
                 let route = &ground.routes[at];
-                let fleet = search.fleet(route, &limits, goal, false)?;
+                let fleet = search.fleet(route, &limits, goal, Effort::Sketch)?;
                 Some(point(search, route, &fleet, &trace, self.rate, false))
             })
             .collect();
@@ -316,9 +319,9 @@ impl Attempt {
     fn binding(&self, search: &Search<'_>, ground: &Ground, progress: Progress<'_>) -> Vec<Binding> {
         let problem = search.problem;
         let goal = goal_of(problem.objective);
-        let limits = search.limits(problem.rate);
+        let limits = search.limits(problem.rate * self.margin);
         let value = |routes: &[Route], limits: &Limits| {
-            search.sweep(routes, limits, goal, progress).map(|(choice, _)| choice.fleet.value)
+            search.sweep(routes, limits, goal, Effort::Sketch, progress).map(|(choice, _)| choice.fleet.value)
         };
         let Some(base) = value(&ground.routes, &limits) else { return Vec::new() };
         let mut changes: Vec<(String, String, Option<f64>)> = Vec::new();

@@ -38,6 +38,9 @@ pub struct Route {
 }
 
 /// All divisions, safest first.
+///
+/// # Panics
+/// Never: policies are made of the problem's own models.
 pub fn routes(problem: &Problem) -> Vec<Route> {
     let Some(quality) = &problem.quality else { return vec![only_model(problem)] };
     let queries = &quality.planning;

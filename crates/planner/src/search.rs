@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use crate::candidates::Candidate;
-use crate::deployment::{Fleet, Goal, Limits, columns, solve};
+use crate::deployment::{Effort, Fleet, Goal, Limits, columns, solve};
 use crate::problem::{Problem, Progress, Step};
 use crate::routing::Route;
 use crate::table::Table;
@@ -88,10 +88,10 @@ impl Search<'_> {
     }
 
     /// The best fleet for one route.
-    pub fn fleet(&self, route: &Route, limits: &Limits, goal: Goal, relaxed: bool) -> Option<Fleet> {
+    pub fn fleet(&self, route: &Route, limits: &Limits, goal: Goal, effort: Effort) -> Option<Fleet> {
         let fractions = &route.stats.fractions;
         let columns = columns(self.candidates, self.table.levels(fractions), limits, fractions);
-        solve(self.problem, &columns, fractions, limits, goal, relaxed)
+        solve(self.problem, &columns, fractions, limits, goal, effort)
     }
 
     /// The best of the admissible `routes` for `goal`, and a bound that no plan over this table beats. Routes are visited in
@@ -101,6 +101,7 @@ impl Search<'_> {
         routes: &[Route],
         limits: &Limits,
         goal: Goal,
+        effort: Effort,
         progress: Progress<'_>,
     ) -> Option<(Choice, f64)> {
         // Least is best for both goals.
@@ -108,7 +109,9 @@ impl Search<'_> {
         let mut relaxed: Vec<(usize, f64)> = (0..routes.len())
             .into_par_iter()
             .filter(|route| routes[*route].admissible)
-            .filter_map(|route| Some((route, sign * self.fleet(&routes[route], limits, goal, true)?.value)))
+            .filter_map(|route| {
+                Some((route, sign * self.fleet(&routes[route], limits, goal, Effort::Relaxed)?.value))
+            })
             .collect();
         relaxed.sort_by(|a, b| a.1.total_cmp(&b.1).then(a.0.cmp(&b.0)));
         let bound_of_all = relaxed.first()?.1;
@@ -134,7 +137,7 @@ impl Search<'_> {
                 break;
             }
             let solved: Vec<Option<Fleet>> =
-                pair.par_iter().map(|(route, _)| self.fleet(&routes[*route], limits, goal, false)).collect();
+                pair.par_iter().map(|(route, _)| self.fleet(&routes[*route], limits, goal, effort)).collect();
             for ((route, relaxation), fleet) in pair.iter().zip(solved) {
                 let Some(fleet) = fleet else { continue };
                 proven = proven.min((sign * fleet.bound).max(*relaxation));
@@ -158,7 +161,7 @@ impl Search<'_> {
             if progress(&Step { message: "searching the best quality".into(), done, total }) {
                 return None;
             }
-            if let Some(fleet) = self.fleet(&routes[route], limits, Goal::Cost, false) {
+            if let Some(fleet) = self.fleet(&routes[route], limits, Goal::Cost, Effort::Proof) {
                 return Some(Choice { route, fleet });
             }
         }
@@ -192,7 +195,7 @@ impl Search<'_> {
             .collect();
         self.on_one_gpu(limits, goal, |limits| {
             let fleets = constant.iter().filter_map(|&route| {
-                Some(Choice { route, fleet: self.fleet(&routes[route], limits, goal, false)? })
+                Some(Choice { route, fleet: self.fleet(&routes[route], limits, goal, Effort::Proof)? })
             });
             fleets.min_by(|a, b| {
                 let key = |choice: &Choice| {
@@ -207,7 +210,7 @@ impl Search<'_> {
     pub fn proportional(&self, routes: &[Route], limits: &Limits, goal: Goal) -> Option<Choice> {
         let route = least_expensive_models(self.problem, routes)?;
         self.on_one_gpu(limits, goal, |limits| {
-            Some(Choice { route, fleet: self.fleet(&routes[route], limits, goal, false)? })
+            Some(Choice { route, fleet: self.fleet(&routes[route], limits, goal, Effort::Proof)? })
         })
     }
 
@@ -229,7 +232,7 @@ impl Search<'_> {
             let rate = limits.rate * route.stats.fractions[model];
             route.stats.fractions =
                 (0..route.stats.fractions.len()).map(|at| f64::from(u8::from(at == model))).collect();
-            self.fleet(&route, &Limits { rate, ..limits.clone() }, Goal::Cost, false)
+            self.fleet(&route, &Limits { rate, ..limits.clone() }, Goal::Cost, Effort::Proof)
         };
         let fleets: Vec<Fleet> = used.iter().map(|model| alone(*model)).collect::<Option<_>>()?;
         let money = fleets.iter().map(Fleet::usd_per_hour).fold(0.0, f64::max);

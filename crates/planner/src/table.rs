@@ -25,8 +25,10 @@ use crate::problem::{Problem, Progress, Step};
 
 /// Loads, as shares of what the replica can carry when it is never idle.
 const LOADS: [f64; 12] = [0.05, 0.12, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.78, 0.86, 0.93, 1.0];
-/// Requests of one simulation.
-const REQUESTS: usize = 800;
+/// Requests of one simulation: enough of the trace that its busy stretches are in.
+const REQUESTS: usize = 4_000;
+/// Beyond a load at which more than this share of requests is over some limit, higher loads are not simulated.
+const HOPELESS: f64 = 0.5;
 /// Requests to find what a replica can carry.
 const CAPACITY_REQUESTS: usize = 300;
 /// Second set of limits, for what a looser promise is worth.
@@ -86,22 +88,14 @@ impl Table {
     }
 
     /// The levels to use for a routing with these load fractions.
+    ///
+    /// # Panics
+    /// Never: a table has at least one mix.
     pub fn levels(&self, fractions: &[f64]) -> &Levels {
         let distance =
             |other: &[f64]| -> f64 { other.iter().zip(fractions).map(|(a, b)| (a - b).abs()).sum() };
         let nearest = self.mixes.iter().min_by(|a, b| distance(&a.0).total_cmp(&distance(&b.0)));
         &nearest.expect("a table has at least one mix").1
-    }
-
-    /// Candidates × levels over all mixes.
-    pub fn entries(&self) -> usize {
-        self.mixes.iter().flat_map(|(_, levels)| levels).map(Vec::len).sum()
-    }
-
-    /// A table of given levels, one mix.
-    #[cfg(test)]
-    pub(crate) fn of(levels: Levels) -> Self {
-        Self { mixes: vec![(Vec::new(), levels)] }
     }
 }
 
@@ -163,14 +157,16 @@ fn levels(problem: &Problem, candidate: &Candidate, tokens: &Tokens) -> Vec<Leve
     let at_once: Vec<Arrival> =
         cycle(problem, tokens).take(CAPACITY_REQUESTS).map(|lengths| (SimTime::ZERO, lengths)).collect();
     let capacity = CAPACITY_REQUESTS as f64 / makespan_s(&run(&spec, &at_once));
-    LOADS
-        .iter()
-        .map(|load| {
-            let arrivals = stream(problem, tokens, load * capacity);
-            let outcomes = run(&spec, &arrivals);
-            level(problem, candidate.model, load * capacity, &outcomes)
-        })
-        .collect()
+    let mut levels: Vec<Level> = Vec::with_capacity(LOADS.len());
+    for load in LOADS {
+        let arrivals = stream(problem, tokens, load * capacity);
+        let outcomes = run(&spec, &arrivals);
+        levels.push(level(problem, candidate.model, load * capacity, &outcomes));
+        if levels[levels.len() - 1].over.iter().any(|over| *over > HOPELESS) {
+            break;
+        }
+    }
+    levels
 }
 
 type Arrival = (SimTime, (u32, u32));

@@ -71,9 +71,8 @@ pub fn html(data: &ReportData<'_>) -> String {
         section(&mut body, "Strategies compared", &comparison(data.comparison));
     }
     if !plan.binding.is_empty() {
-        let items: String =
-            plan.binding.iter().map(|binding| format!("<li>{}</li>", escape(&binding.text))).collect();
-        section(&mut body, "What binds", &format!("<ul>{items}</ul>"));
+        let texts = plan.binding.iter().map(|binding| escape(&binding.text));
+        section(&mut body, "What binds", &format!("<ul>{}</ul>", wrapped("li", texts)));
     }
     section(&mut body, "Where this comes from", &provenance(plan));
     let numbers = json!({
@@ -113,14 +112,21 @@ fn asked(plan: &Plan) -> String {
     format!("{}, {}", targets.objective.name(), parts.join(", "))
 }
 
+/// Every text in an element of its own.
+fn wrapped(tag: &str, texts: impl Iterator<Item = String>) -> String {
+    texts.fold(String::new(), |mut out, text| {
+        let _ = write!(out, "<{tag}>{text}</{tag}>");
+        out
+    })
+}
+
 fn html_table(caption: &str, header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
-    let head: String = header.iter().map(|cell| format!("<th scope=\"col\">{cell}</th>")).collect();
+    let head = wrapped("th", header.iter().map(ToString::to_string));
     let mut out = format!(
         "<div class=\"scroll\"><table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>"
     );
     for row in rows {
-        let cells: String = row.iter().map(|cell| format!("<td>{}</td>", escape(cell))).collect();
-        let _ = write!(out, "<tr>{cells}</tr>");
+        let _ = write!(out, "<tr>{}</tr>", wrapped("td", row.iter().map(|cell| escape(cell))));
     }
     out.push_str("</tbody></table></div>");
     out

@@ -2,7 +2,7 @@
 //!
 //! - All values 0 or 1: the exact binomial bound (Clopper, Pearson, Biometrika 26, 1934).
 //! - Values in [0, 1]: the betting bound (Waudby-Smith, Ramdas, "Estimating means of bounded random variables by
-//!   betting", JRSS B 86, 2024): if the mean were m, the capital `Π(1 + λ_t(x_t − m))` with bets λ_t ≥ 0 fixed before x_t
+//!   betting", JRSS B 86, 2024): if the mean were m, the capital `Π(1 + λ_t(x_t − m))` with bets `λ_t ≥ 0` fixed before `x_t`
 //!   is seen would exceed 1/δ with probability at most δ; so every m at which it does is rejected.
 //!
 //! A policy is chosen from a path of policies that begins at the safe end: each is tested at level δ, and the walk stops

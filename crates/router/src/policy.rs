@@ -22,7 +22,7 @@ pub struct PolicyStats {
 /// The policy under which each model answers its share of `queries`: λ is the vector of quantiles of the predicted
 /// advantage, up to ties. A model with share 0 is left out; a model with share 1 answers everything.
 ///
-/// For two models λ is one quantile of `ŝ_large − ŝ_small`. For more, each λ_m in turn is set to the quantile of
+/// For two models λ is one quantile of `ŝ_large − ŝ_small`. For more, each `λ_m` in turn is set to the quantile of
 /// `ŝ_m − max_{j≠m}(ŝ_j − λ_j)` that gives m its share, until all shares hold: coordinate ascent on the dual of the
 /// assignment problem, whose optimum has the best predicted quality among all assignments with these shares.
 ///
@@ -97,6 +97,9 @@ pub fn evaluate(assignment: &[usize], queries: &ScoredQueries) -> PolicyStats {
 }
 
 /// Quality when the second model answers a share 0, 1/`steps`, …, 1 of the queries, for two models.
+///
+/// # Panics
+/// If there are not two models, or no query.
 pub fn quality_curve(queries: &ScoredQueries, steps: usize) -> Vec<(f64, f64)> {
     (0..=steps)
         .map(|step| {

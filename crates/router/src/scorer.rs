@@ -319,6 +319,7 @@ impl Scorer {
         let error = |line: usize, message: String| DataError {
             file: file.into(),
             line,
+            column: 0,
             message,
             hint: "train it again: `boute router train DATA -o router.json`".into(),
         };

@@ -1,6 +1,7 @@
 //! Traces and quality data as files: CSV and JSON lines, strict, with the line in every error.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use serde::Deserialize;
 
@@ -10,16 +11,40 @@ use crate::workload::{InvalidTrace, QualityData, Query, Split, Trace, TraceReque
 
 /// What is wrong with a data file, where, and what to do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{file}:{line}: {message}\n  help: {hint}")]
 pub struct DataError {
     /// Name of the file.
     pub file: String,
     /// One-based line; 0 for the file as a whole.
     pub line: usize,
+    /// One-based column; 0 for the line as a whole.
+    pub column: usize,
     /// What is wrong.
     pub message: String,
     /// What to do.
     pub hint: String,
+}
+
+impl fmt::Display for DataError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { file, line, column, message, hint } = self;
+        match (line, column) {
+            (0, _) => write!(f, "{file}: {message}")?,
+            (_, 0) => write!(f, "{file}:{line}: {message}")?,
+            _ => write!(f, "{file}:{line}:{column}: {message}")?,
+        }
+        write!(f, "\n  help: {hint}")
+    }
+}
+
+impl DataError {
+    /// What is wrong with JSON text that begins after `lines_before` lines of `file`.
+    pub(crate) fn json(file: &str, lines_before: usize, cause: &serde_json::Error, hint: &str) -> Self {
+        let text = cause.to_string();
+        // The library appends the place, counted from the start of its own text.
+        let message = text.rsplit_once(" at line ").map_or(text.as_str(), |(message, _)| message);
+        let (line, column) = (lines_before + cause.line().max(1), cause.column());
+        Self { file: file.into(), line, column, message: message.into(), hint: hint.into() }
+    }
 }
 
 const CSV_HEADER: &str = "arrival_time_s,input_tokens,output_tokens";
@@ -35,48 +60,49 @@ pub fn parse_trace(file: &str, text: &str) -> Result<Trace, DataError> {
     let error = |line: usize, message: String, hint: &str| DataError {
         file: file.into(),
         line,
+        column: 0,
         message,
         hint: hint.into(),
     };
-    let mut lines = (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty());
-    let mut requests = Vec::new();
-    let mut numbers = Vec::new();
-    match lines.next() {
-        None => {
-            return Err(error(0, "the trace is empty".into(), "give a file with at least one request"));
-        }
-        Some((number, first)) if first.trim_start().starts_with('{') => {
-            for (number, line) in std::iter::once((number, first)).chain(lines) {
-                let hint = "each line is {\"timestamp\": ms, \"input_length\": n, \"output_length\": n, …}";
-                let line: TraceLine =
-                    serde_json::from_str(line).map_err(|cause| error(number, cause.to_string(), hint))?;
-                requests.push(line.into_request().map_err(|message| error(number, message, hint))?);
-                numbers.push(number);
-            }
-        }
-        Some((number, header)) => {
-            if header.trim().trim_start_matches('\u{feff}') != CSV_HEADER {
-                let message = format!("the first line is `{}`", header.chars().take(60).collect::<String>());
-                let hint = format!("a CSV trace starts with the line `{CSV_HEADER}`, a JSON trace with `{{`");
-                return Err(error(number, message, &hint));
-            }
-            for (number, line) in lines {
-                let hint = "each line is `seconds,prompt tokens,answer tokens`, such as `0.25,374,44`";
-                requests.push(csv_request(line).map_err(|message| error(number, message, hint))?);
-                numbers.push(number);
-            }
-        }
+    let Some((number, first)) = numbered_lines(text).next() else {
+        return Err(error(0, "the trace is empty".into(), "give a file with at least one request"));
+    };
+    let header_lines = usize::from(!first.trim_start().starts_with('{'));
+    if header_lines == 1 && first.trim() != CSV_HEADER {
+        let message = format!("the first line is `{}`", first.chars().take(60).collect::<String>());
+        let hint = format!("a CSV trace starts with the line `{CSV_HEADER}`, a JSON trace with `{{`");
+        return Err(error(number, message, &hint));
     }
-    Trace::new(requests).map_err(|invalid| {
-        let (line, hint) = match invalid {
-            InvalidTrace::Empty => (0, "give a file with at least one request"),
-            InvalidTrace::OutOfOrder { index } => (numbers[index], "sort the file by arrival time"),
+    let lines = || numbered_lines(text).skip(header_lines);
+    let requests: Result<Vec<_>, _> = lines()
+        .map(|(number, line)| {
+            if header_lines == 1 {
+                let hint = "each line is `seconds,prompt tokens,answer tokens`, such as `0.25,374,44`";
+                return csv_request(line).map_err(|message| error(number, message, hint));
+            }
+            let hint = "each line is {\"timestamp\": ms, \"input_length\": n, \"output_length\": n, …}";
+            let line: TraceLine = serde_json::from_str(line)
+                .map_err(|cause| DataError::json(file, number - 1, &cause, hint))?;
+            line.into_request().map_err(|message| error(number, message, hint))
+        })
+        .collect();
+    Trace::new(requests?).map_err(|invalid| {
+        let (index, hint) = match invalid {
+            InvalidTrace::Empty => (None, "give a file with at least one request"),
+            InvalidTrace::OutOfOrder { index } => (Some(index), "sort the file by arrival time"),
             InvalidTrace::NoTokens { index, .. } => {
-                (numbers[index], "remove such requests: nothing can be timed without tokens")
+                (Some(index), "remove such requests: nothing can be timed without tokens")
             }
         };
+        let line = index.and_then(|index| lines().nth(index)).map_or(0, |(number, _)| number);
         error(line, invalid.to_string(), hint)
     })
+}
+
+/// The lines that are not blank, with their one-based numbers; without a byte-order mark.
+fn numbered_lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty())
 }
 
 #[derive(Deserialize)]
@@ -150,9 +176,9 @@ struct QualityLine {
     task: String,
     split: Option<Split>,
     prompt_tokens: Option<u32>,
-    scores: std::collections::BTreeMap<String, f64>,
+    scores: BTreeMap<String, f64>,
     #[serde(default)]
-    output_tokens: std::collections::BTreeMap<String, u32>,
+    output_tokens: BTreeMap<String, u32>,
     /// How the source scored; kept by importers, not used.
     #[serde(default, rename = "metric")]
     _metric: Option<String>,
@@ -166,16 +192,21 @@ struct QualityLine {
 /// With the line, if it is not such JSON, or a score is outside [0, 1]; if an id occurs twice; if a model has no scores
 /// at all; if no query remains.
 pub fn parse_quality(file: &str, text: &str, models: &[String]) -> Result<QualityData, DataError> {
-    let error =
-        |line: usize, message: String, hint: String| DataError { file: file.into(), line, message, hint };
+    let error = |line: usize, message: String, hint: String| DataError {
+        file: file.into(),
+        line,
+        column: 0,
+        message,
+        hint,
+    };
     let mut models = models.to_vec();
     let mut seen = BTreeSet::new();
     let mut ids = BTreeSet::new();
     let mut queries = Vec::new();
-    for (number, text) in (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty()) {
+    for (number, text) in numbered_lines(text) {
         let line: QualityLine = serde_json::from_str(text).map_err(|cause| {
             let hint = "each line is {\"id\", \"prompt\", \"scores\": {model: 0..1}, …}";
-            error(number, cause.to_string(), hint.into())
+            DataError::json(file, number - 1, &cause, hint)
         })?;
         if let Some((model, score)) = line.scores.iter().find(|(_, score)| !(0.0..=1.0).contains(*score)) {
             let message = format!("`{model}` has the score {score}");
@@ -256,9 +287,23 @@ mod tests {
         {
             message(rows);
         }
-        parse_trace("t", "").unwrap_err();
-        parse_trace("t", "{\"timestamp\":0,\"input_len").unwrap_err();
-        parse_trace("t", "time,in,out\n").unwrap_err();
+        insta::assert_snapshot!(parse_trace("t", "").unwrap_err(), @r"
+        t: the trace is empty
+          help: give a file with at least one request
+        ");
+        insta::assert_snapshot!(parse_trace("t", "{\"timestamp\":0,\"input_len").unwrap_err(), @r#"
+        t:1:25: EOF while parsing a string
+          help: each line is {"timestamp": ms, "input_length": n, "output_length": n, …}
+        "#);
+        insta::assert_snapshot!(parse_trace("t", "time,in,out\n").unwrap_err(), @r"
+        t:1: the first line is `time,in,out`
+          help: a CSV trace starts with the line `arrival_time_s,input_tokens,output_tokens`, a JSON trace with `{`
+        ");
+        let unknown = "\n{\"timestamp\":0,\"input_length\":1,\"output_length\":1,\"input_size\":1}";
+        insta::assert_snapshot!(parse_trace("t", unknown).unwrap_err(), @r#"
+        t:2:62: unknown field `input_size`, expected one of `timestamp`, `input_length`, `output_length`, `hash_ids`, `prompt`, `session_id`
+          help: each line is {"timestamp": ms, "input_length": n, "output_length": n, …}
+        "#);
     }
 
     #[test]
@@ -269,7 +314,7 @@ mod tests {
         assert_eq!(data.queries.len(), 1);
         assert_eq!(data.queries[0].scores, [1.0, 0.5]);
         insta::assert_snapshot!(parse_quality("q", text, &["m".to_owned()]).unwrap_err(), @r"
-        q:0: no query has a score of `m`
+        q: no query has a score of `m`
           help: it has scores of l, s
         ");
         let twice = format!("{text}{text}");
@@ -280,7 +325,10 @@ mod tests {
 
     #[test]
     fn splits_follow_the_hash() {
-        // sha256("a b") mod 100, by Python: int(hashlib.sha256(b"a b").hexdigest(), 16) % 100
-        assert_eq!(bucket("  A   b\n"), bucket("a b"));
+        // Python: int(hashlib.sha256(b"a b").hexdigest(), 16) % 100, likewise for the other texts.
+        for (text, want) in [("a b", 85), ("What is 2 + 2?", 43), ("", 49)] {
+            assert_eq!(bucket(text), want, "{text}");
+        }
+        assert_eq!(bucket("  A  \t b\n"), bucket("a b"));
     }
 }

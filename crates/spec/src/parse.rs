@@ -12,7 +12,7 @@ use crate::catalog::{Catalog, Precision};
 use crate::file::{Floor, GpuEntry, Lengths, ModelEntry, QualityEntry, Spec, Stock, Traffic};
 use crate::plan::Objective;
 use crate::slo::{Metric, Percentile, SloKey, SloTarget};
-use crate::units::{Fraction, RequestsPerSecond, Seconds, UsdPerHour};
+use crate::units::{Fraction, UnitError};
 
 /// One thing wrong with a spec.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,14 +45,27 @@ impl fmt::Display for SpecErrors {
         for (index, problem) in self.problems.iter().enumerate() {
             let Problem { line, column, width, message, hint } = problem;
             let source = self.text.lines().nth(line - 1).unwrap_or_default();
+            let (source, underline) = snippet(source, *column, *width);
             let margin = " ".repeat(line.to_string().len());
-            let (indent, carets) = (" ".repeat(column - 1), "^".repeat((*width).max(1)));
             let blank = if index == 0 { "" } else { "\n\n" };
             write!(f, "{blank}{}:{line}:{column}: {message}\n{margin} |\n{line} | {source}\n", self.file)?;
-            write!(f, "{margin} | {indent}{carets}\n{margin} = help: {hint}")?;
+            write!(f, "{margin} | {underline}\n{margin} = help: {hint}")?;
         }
         Ok(())
     }
+}
+
+/// Longest piece of a line that is shown, in characters.
+const SNIPPET: usize = 120;
+
+/// The piece of `line` around `column`, and the carets below it, which end where the line ends.
+fn snippet(line: &str, column: usize, width: usize) -> (String, String) {
+    let from = if column > SNIPPET { column - SNIPPET / 2 } else { 0 };
+    let shown: String =
+        line.chars().skip(from).take(SNIPPET).map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let indent = column - 1 - from;
+    let carets = width.min(shown.chars().count().saturating_sub(indent)).max(1);
+    (shown, " ".repeat(indent) + &"^".repeat(carets))
 }
 
 /// A YAML value whose children know where they stand.
@@ -135,7 +148,8 @@ impl Walk {
     /// The entries of a map whose keys are all among `known`.
     fn map<'a>(&mut self, tree: &'a Spanned<Tree>, what: &str, known: &[&'static str]) -> Map<'a> {
         let Tree::Map(entries) = &tree.value else {
-            let message = format!("{what} is not a map");
+            let is = if matches!(tree.value, Tree::Null) { "empty" } else { "not a map" };
+            let message = format!("{what} is {is}");
             self.problem(place_of(tree), message, format!("write `key: value` pairs with {}", list(known)));
             return Map { entries: &[], place: place_of(tree), readable: false };
         };
@@ -168,6 +182,10 @@ impl Walk {
     ) -> Option<String> {
         let hint = format!("write it like `{key}: {example}`");
         match &tree.value {
+            Tree::Text(text) if text.trim().is_empty() => {
+                self.problem(place_of(tree), format!("`{key}` is empty"), hint);
+                None
+            }
             Tree::Text(text) => Some(text.clone()),
             Tree::Number(text) if bare_numbers => Some(text.clone()),
             Tree::Number(text) => {
@@ -181,20 +199,47 @@ impl Walk {
         }
     }
 
+    /// The value of a key that must be there, as text.
+    fn required(&mut self, map: &Map<'_>, key: &str, example: &str) -> Option<String> {
+        let Some(tree) = map.get(key) else {
+            self.missing(map, key, example);
+            return None;
+        };
+        self.scalar(tree, key, example, true)
+    }
+
     /// A quantity with its unit spelled out, or a fraction.
-    fn parsed<T: FromStr>(&mut self, tree: &Spanned<Tree>, key: &str, example: &str, bare: bool) -> Option<T>
-    where
-        T::Err: fmt::Display,
-    {
-        let text = self.scalar(tree, key, example, bare)?;
+    fn parsed<T: FromStr<Err = UnitError>>(
+        &mut self,
+        tree: &Spanned<Tree>,
+        key: &str,
+        example: &str,
+        bare_numbers: bool,
+    ) -> Option<T> {
+        let text = self.scalar(tree, key, example, bare_numbers)?;
         match text.parse() {
             Ok(value) => Some(value),
-            Err(error) => {
-                let hint = format!("write it like `{key}: {example}`");
-                self.problem(place_of(tree), format!("{error}"), hint);
+            Err(UnitError { text, wanted, .. }) => {
+                let message = format!("`{text}` is not {wanted}");
+                self.problem(place_of(tree), message, format!("write it like `{key}: {example}`"));
                 None
             }
         }
+    }
+
+    /// A quantity that must not be zero.
+    fn positive<T: FromStr<Err = UnitError> + Into<f64> + Copy>(
+        &mut self,
+        tree: &Spanned<Tree>,
+        (key, example): (&str, &str),
+        what: &str,
+        hint: &str,
+    ) -> Option<T> {
+        let value: T = self.parsed(tree, key, example, false)?;
+        if value.into() == 0.0 {
+            self.problem(place_of(tree), format!("{what} is zero"), hint);
+        }
+        Some(value)
     }
 
     fn items<'a>(&mut self, tree: &'a Spanned<Tree>, key: &str, example: &str) -> &'a [Spanned<Tree>] {
@@ -266,18 +311,8 @@ const DTYPES: [(&str, Precision); 4] = [
 /// With every problem found: syntax, unknown keys and names, missing units, contradictions.
 pub fn parse_spec(file: &str, text: &str) -> Result<Spec, SpecErrors> {
     let failed = |problems| SpecErrors { file: file.into(), problems, text: text.into() };
-    let tree: Spanned<Tree> = serde_saphyr::from_str(text).map_err(|error| {
-        let place = error.location().map_or((1, 1), |at| (at.line(), at.column()));
-        let message = error.without_snippet().to_string();
-        let message = message.lines().next().unwrap_or_default().to_owned();
-        failed(vec![Problem {
-            line: usize::try_from(place.0).unwrap_or(1).max(1),
-            column: usize::try_from(place.1).unwrap_or(1).max(1),
-            width: 1,
-            message: format!("not valid YAML: {message}"),
-            hint: "see examples/llama-8b-70b.yaml for the form, or `boute schema` for an editor".into(),
-        }])
-    })?;
+    let tree: Spanned<Tree> =
+        serde_saphyr::from_str(text).map_err(|error| failed(vec![syntax_problem(&error)]))?;
     let mut walk = Walk { problems: Vec::new() };
     let spec = spec(&mut walk, &tree);
     match spec {
@@ -286,6 +321,34 @@ pub fn parse_spec(file: &str, text: &str) -> Result<Spec, SpecErrors> {
             walk.problems.sort_by_key(|problem| (problem.line, problem.column));
             Err(failed(walk.problems))
         }
+    }
+}
+
+/// What is wrong with text that is not one YAML value.
+fn syntax_problem(error: &serde_saphyr::Error) -> Problem {
+    let place = error.location().map_or((1, 1), |at| (at.line(), at.column()));
+    let (width, message, hint) = match error.without_snippet() {
+        serde_saphyr::Error::DuplicateMappingKey { key: Some(key), .. } => {
+            (key.chars().count(), format!("`{key}` is given twice"), "remove one of the two")
+        }
+        serde_saphyr::Error::MultipleDocuments { .. } => {
+            (1, "a second document begins here".into(), "give one spec per file: remove the line `---`")
+        }
+        other => {
+            let text = other.to_string();
+            let text = text.lines().next().unwrap_or_default();
+            // The library appends the place, which is stated anyway.
+            let message = text.split_once(" at line ").map_or(text, |(message, _)| message);
+            let hint = "see examples/llama-8b-70b.yaml for the form, or `boute schema` for an editor";
+            (1, format!("not valid YAML: {message}"), hint)
+        }
+    };
+    Problem {
+        line: usize::try_from(place.0).unwrap_or(1).max(1),
+        column: usize::try_from(place.1).unwrap_or(1).max(1),
+        width,
+        message,
+        hint: hint.into(),
     }
 }
 
@@ -311,15 +374,8 @@ fn spec(walk: &mut Walk, tree: &Spanned<Tree>) -> Option<Spec> {
         Some(tree) => walk.word(tree, "objective", &OBJECTIVES),
     };
     let budget = map.get("budget").and_then(|tree| {
-        let budget: UsdPerHour = walk.parsed(tree, "budget", "$40/h", false)?;
-        if budget.get() == 0.0 {
-            walk.problem(
-                place_of(tree),
-                "the budget is zero",
-                "give a budget above zero, or none for no limit",
-            );
-        }
-        Some(budget)
+        let hint = "give a budget above zero, or none for no limit";
+        walk.positive(tree, ("budget", "$40/h"), "the budget", hint)
     });
     if matches!(objective, Some(Objective::MaxRate | Objective::MaxQuality)) && budget.is_none() {
         let hint = "add `budget: $40/h`, or use `objective: min_cost`";
@@ -390,6 +446,11 @@ fn gpus(walk: &mut Walk, map: &Map<'_>) -> Vec<GpuEntry> {
             Some((name, count)) => (name.to_owned(), Some(count)),
             None => (text.clone(), None),
         };
+        let stock = stock(walk, &map, kind, count);
+        let price = map.get("price").and_then(|tree| {
+            let hint = "give what an hour of one GPU costs; for GPUs you own, power and depreciation";
+            walk.positive(tree, ("price", "$2.50/h"), "the price", hint)
+        });
         match Catalog::builtin().gpu(&name) {
             Err(unknown) => {
                 let near = unknown.near.map(|near| format!("did you mean `{near}`? ")).unwrap_or_default();
@@ -400,19 +461,7 @@ fn gpus(walk: &mut Walk, map: &Map<'_>) -> Vec<GpuEntry> {
                 let hint = "add the two stocks up into one entry";
                 walk.problem(place_of(kind), format!("the GPU type `{name}` is listed twice"), hint);
             }
-            Ok(gpu) => {
-                let stock = stock(walk, &map, kind, count);
-                let price = map.get("price").and_then(|tree| {
-                    let price: UsdPerHour = walk.parsed(tree, "price", "$2.50/h", false)?;
-                    if price.get() == 0.0 {
-                        let hint =
-                            "give what an hour of one GPU costs; for GPUs you own, power and depreciation";
-                        walk.problem(place_of(tree), "the price is zero", hint);
-                    }
-                    Some(price)
-                });
-                gpus.push(GpuEntry { gpu: gpu.name.clone(), stock, price });
-            }
+            Ok(gpu) => gpus.push(GpuEntry { gpu: gpu.name.clone(), stock, price }),
         }
     }
     gpus
@@ -455,23 +504,10 @@ fn traffic(walk: &mut Walk, map: &Map<'_>) -> Option<Traffic> {
         return None;
     };
     let map = walk.map(tree, "`traffic`", &["trace", "rate", "lengths"]);
-    let trace = match map.get("trace") {
-        Some(tree) => walk.scalar(tree, "trace", "trace.csv", true),
-        None => {
-            walk.missing(&map, "trace", "trace.csv");
-            None
-        }
-    };
+    let trace = walk.required(&map, "trace", "trace.csv");
     let rate = map.get("rate").and_then(|tree| {
-        let rate: RequestsPerSecond = walk.parsed(tree, "rate", "20 req/s", false)?;
-        if rate.get() == 0.0 {
-            walk.problem(
-                place_of(tree),
-                "the rate is zero",
-                "give a rate above zero, or none for the trace's own",
-            );
-        }
-        Some(rate)
+        let hint = "give a rate above zero, or none for the trace's own";
+        walk.positive(tree, ("rate", "20 req/s"), "the rate", hint)
     });
     let lengths =
         map.get("lengths").map_or(Some(Lengths::Trace), |tree| walk.word(tree, "lengths", &LENGTHS));
@@ -512,6 +548,7 @@ fn slo(walk: &mut Walk, map: &Map<'_>, models: &[ModelEntry]) -> Vec<SloTarget> 
                     }
                 }
             }
+            ("models", _) => walk.problem(place_of(value), "`models` is not a map of models", SLO_HINT),
             _ => targets.extend(slo_target(walk, key, value, None)),
         }
     }
@@ -541,26 +578,14 @@ fn slo_target(
         walk.problem(place_of(key), format!("unknown promise `{}`", key.value), hint);
         return None;
     };
-    let limit: Seconds = walk.parsed(value, &key.value, "200ms", false)?;
-    if limit.get() == 0.0 {
-        walk.problem(
-            place_of(value),
-            "the limit is zero",
-            "nothing answers in no time: give a limit above zero",
-        );
-    }
+    let hint = "nothing answers in no time: give a limit above zero";
+    let limit = walk.positive(value, (&key.value, "200ms"), "the limit", hint)?;
     Some(SloTarget { metric, percentile, limit_s: limit, model: model.cloned() })
 }
 
 fn quality(walk: &mut Walk, tree: &Spanned<Tree>, models: &[ModelEntry]) -> Option<QualityEntry> {
     let map = walk.map(tree, "`quality`", &["data", "router", "floor", "confidence"]);
-    let data = match map.get("data") {
-        Some(tree) => walk.scalar(tree, "data", "quality.jsonl", true),
-        None => {
-            walk.missing(&map, "data", "quality.jsonl");
-            None
-        }
-    };
+    let data = walk.required(&map, "data", "quality.jsonl");
     let router = map.get("router").and_then(|tree| walk.scalar(tree, "router", "router.json", true));
     let floor = map.get("floor").and_then(|tree| floor(walk, tree, models));
     let confidence = match map.get("confidence") {
@@ -586,9 +611,9 @@ fn floor(walk: &mut Walk, tree: &Spanned<Tree>, models: &[ModelEntry]) -> Option
     };
     let share: Fraction = match share.parse() {
         Ok(share) => share,
-        Err(error) => {
+        Err(UnitError { text, wanted, .. }) => {
             let hint = "write a score such as `0.56`, or `95% of llama-3.1-70b`";
-            walk.problem(place_of(tree), format!("{error}"), hint);
+            walk.problem(place_of(tree), format!("`{text}` is not {wanted}"), hint);
             return None;
         }
     };
@@ -600,62 +625,70 @@ fn floor(walk: &mut Walk, tree: &Spanned<Tree>, models: &[ModelEntry]) -> Option
     Some(Floor::Relative { share, model: model.into() })
 }
 
-/// The JSON schema of `boute.yaml`, for editors. It says less than the parser checks, never more.
+/// A number as quantities begin with one.
+const NUMBER: &str = "[0-9._]+([eE][+-]?[0-9]+)?";
+
+/// The JSON schema of `boute.yaml`, for editors. What it refuses, the parser refuses too; the parser knows more: names,
+/// and what contradicts what.
 pub fn json_schema() -> Value {
-    let text = |pattern: &str, description: &str| json!({"type": "string", "pattern": pattern, "description": description});
-    let money = text(r"^\$?[0-9.]+ */(h|hour|hr)$", "US dollars per hour, such as $2.50/h");
-    let fraction = json!({"anyOf": [{"type": "number", "minimum": 0, "maximum": 1}, text(r"^[0-9.]+ *%$", "a share, such as 95%")]});
-    let limits = json!({
-        "type": "object",
-        "patternProperties": {"^(ttft|tpot|e2e)_p(50|90|95|99)$": text(r"^[0-9.]+ *(us|ms|s|min|h)$", "a duration, such as 200ms")},
-    });
+    let text = |description: &str| json!({"type": "string", "description": description});
+    let matching = |pattern: String, description: &str| json!({"type": "string", "pattern": pattern, "description": description});
+    let quantity = |prefix: &str, units: &str, description: &str| {
+        matching(format!("^\\s*{prefix}\\s*{NUMBER}\\s*({units})\\s*$"), description)
+    };
     let words = |words: &[&str]| json!({"enum": words});
-    let mut slo = limits.clone();
-    slo["properties"] = json!({"models": {"type": "object", "additionalProperties": limits, "description": "limits for one model's answers"}});
-    for object in [&mut slo, &mut json!({})] {
-        object["additionalProperties"] = json!(false);
-    }
-    json!({
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "boute.yaml",
-        "type": "object",
-        "additionalProperties": false,
-        "required": ["apiVersion", "models", "gpus", "traffic", "slo"],
-        "properties": {
+    let money = quantity("\\$?", "/h|/hour|/hr", "US dollars per hour, such as $2.50/h");
+    let limit = quantity("", "us|µs|ms|s|min|h", "a duration, such as 200ms");
+    let share = json!({"type": "number", "minimum": 0, "maximum": 1});
+    let object = |required: &[&str], properties: Value| json!({"type": "object", "additionalProperties": false, "required": required, "properties": properties});
+    let list = |items: Value| json!({"type": "array", "minItems": 1, "items": items});
+    let limits = json!({"^(ttft|tpot|e2e)_p(50|90|95|99)$": limit});
+    let mut model_limits = object(&[], json!({}));
+    model_limits["patternProperties"] = limits.clone();
+    let per_model = json!({"type": "object", "additionalProperties": model_limits, "description": "limits for one model's answers"});
+    let mut slo = object(&[], json!({"models": per_model}));
+    slo["patternProperties"] = limits;
+    slo["minProperties"] = json!(1);
+    let mut spec = object(
+        &["apiVersion", "models", "gpus", "traffic", "slo"],
+        json!({
             "apiVersion": {"const": "boute/v1"},
-            "models": {"type": "array", "minItems": 1, "items": {
-                "type": "object", "additionalProperties": false, "required": ["id"], "properties": {
-                    "id": {"type": "string", "description": "catalogue name; any name with `config`"},
-                    "config": {"type": "string", "description": "a Hugging Face config.json, relative to this file"},
-                    "dtype": words(&DTYPES.map(|(word, _)| word)),
-                    "weights": {"type": "string", "description": "Hugging Face id or path of the weights"},
-                }}},
-            "gpus": {"type": "array", "minItems": 1, "items": {
-                "type": "object", "additionalProperties": false, "required": ["type"], "properties": {
-                    "type": {"type": "string", "description": "catalogue name, such as L40S or H100-SXM:8"},
-                    "stock": {"anyOf": [{"type": "integer", "minimum": 0}, {"const": "unknown"}]},
-                    "price": money,
-                }}},
-            "traffic": {"type": "object", "additionalProperties": false, "required": ["trace"], "properties": {
-                "trace": {"type": "string", "description": "CSV or JSON lines, plain or gzip, relative to this file"},
-                "rate": text(r"^[0-9.]+ *(req/s|/s|rps|requests/s|req/min|/min)$", "a rate, such as 20 req/s"),
+            "models": list(object(&["id"], json!({
+                "id": text("catalogue name; any name with `config`"),
+                "config": text("a Hugging Face config.json, relative to this file"),
+                "dtype": words(&DTYPES.map(|(word, _)| word)),
+                "weights": text("Hugging Face id or path of the weights"),
+            }))),
+            "gpus": list(object(&["type"], json!({
+                "type": text("catalogue name, such as L40S or H100-SXM:8"),
+                "stock": {"anyOf": [{"type": "integer", "minimum": 0}, matching("^(unknown|\\+?[0-9]+)$".into(), "GPUs to be had, or `unknown`")]},
+                "price": money,
+            }))),
+            "traffic": object(&["trace"], json!({
+                "trace": text("CSV or JSON lines, plain or gzip, relative to this file"),
+                "rate": quantity("", "req/s|/s|rps|requests/s|req/min|/min", "a rate, such as 20 req/s"),
                 "lengths": words(&LENGTHS.map(|(word, _)| word)),
-            }},
+            })),
             "slo": slo,
-            "quality": {"type": "object", "additionalProperties": false, "required": ["data"], "properties": {
-                "data": {"type": "string", "description": "per-query scores, JSON lines, relative to this file"},
-                "router": {"type": "string", "description": "a trained router; trained on `data` if left out"},
-                "floor": {"anyOf": [{"type": "number", "minimum": 0, "maximum": 1}, text(r"^[0-9.]+ *%?( of .+)?$", "a score, or a share of a model's own, such as 95% of llama-3.1-70b")]},
-                "confidence": fraction,
-            }},
+            "quality": object(&["data"], json!({
+                "data": text("per-query scores, JSON lines, relative to this file"),
+                "router": text("a trained router; trained on `data` if left out"),
+                "floor": {"anyOf": [share, matching(format!("^\\s*{NUMBER}\\s*%?\\s*( of .+)?$"), "a score, or a share of a model's own, such as 95% of llama-3.1-70b")]},
+                "confidence": {"anyOf": [share, quantity("", "%?", "a probability, such as 95%")]},
+            })),
             "objective": words(&OBJECTIVES.map(|(word, _)| word)),
             "budget": money,
-        },
-    })
+        }),
+    );
+    spec["$schema"] = json!("https://json-schema.org/draft/2020-12/schema");
+    spec["title"] = json!("boute.yaml");
+    spec
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const GOOD: &str = "apiVersion: boute/v1
@@ -710,7 +743,7 @@ budget: $40/h
           |                  ^^^^
           = help: did you mean `stock`?
 
-        boute.yaml:4:35: `-$0.86/h` is not a price per hour; write it like `$2.50/h`
+        boute.yaml:4:35: `-$0.86/h` is not a price per hour
           |
         4 |   - {type: L40S, stok: 16, price: -$0.86/h}
           |                                   ^^^^^^^^
@@ -731,6 +764,87 @@ budget: $40/h
     }
 
     #[test]
+    fn messages_name_the_place_and_the_way_out() {
+        insta::assert_snapshot!(errors(&GOOD.replace("L40S", "L40X").replace("stock: 16", "stock: -1")), @r"
+        boute.yaml:4:12: unknown GPU type `L40X`
+          |
+        4 |   - {type: L40X, stock: -1, price: $0.86/h}
+          |            ^^^^
+          = help: did you mean `L40`? `boute catalog gpus` lists all
+
+        boute.yaml:4:25: `-1` is not a stock
+          |
+        4 |   - {type: L40X, stock: -1, price: $0.86/h}
+          |                         ^^
+          = help: give a whole number of GPUs, or `unknown` for no limit
+        ");
+        insta::assert_snapshot!(errors(&format!("{GOOD}budget: $1/h\n")), @r"
+        boute.yaml:13:1: `budget` is given twice
+           |
+        13 | budget: $1/h
+           | ^^^^^^
+           = help: remove one of the two
+        ");
+        insta::assert_snapshot!(errors(&GOOD.replace("ttft_p95: 500ms", "ttft_p96: 500ms").replace("20s", "20")), @r"
+        boute.yaml:9:12: `e2e_p95: 20` has no unit
+          |
+        9 |   e2e_p95: 20
+          |            ^^
+          = help: write it like `e2e_p95: 200ms`
+
+        boute.yaml:10:27: unknown promise `ttft_p96`
+           |
+        10 |   models: {llama-3.1-8b: {ttft_p96: 500ms}}
+           |                           ^^^^^^^^
+           = help: did you mean `ttft_p90`?
+        ");
+        insta::assert_snapshot!(errors(&GOOD.replace("confidence: 0.9", "confidence: 1.0").replace("$40/h", "$0/h")), @r"
+        boute.yaml:11:67: the confidence is not between 0 and 1
+           |
+        11 | quality: {data: q.jsonl, floor: 95% of llama-3.1-70b, confidence: 1.0}
+           |                                                                   ^^^
+           = help: certainty is not to be had: give a number below 1, such as 0.95
+
+        boute.yaml:12:9: the budget is zero
+           |
+        12 | budget: $0/h
+           |         ^^^^
+           = help: give a budget above zero, or none for no limit
+        ");
+        insta::assert_snapshot!(errors(&GOOD.replace("95% of llama-3.1-70b", "95% of llama-3.1-405b")), @r"
+        boute.yaml:11:33: the floor names the model `llama-3.1-405b`, which is not listed
+           |
+        11 | quality: {data: q.jsonl, floor: 95% of llama-3.1-405b, confidence: 0.9}
+           |                                 ^^^^^^^^^^^^^^^^^^^^^
+           = help: use an id from `models`
+        ");
+        insta::assert_snapshot!(errors(""), @r"
+        boute.yaml:1:1: the spec is empty
+          |
+        1 | 
+          | ^
+          = help: write `key: value` pairs with `apiVersion`, `models`, `gpus`, `traffic`, `slo`, `quality`, `objective` or `budget`
+        ");
+        insta::assert_snapshot!(errors("models: {a: ["), @r"
+        boute.yaml:1:13: not valid YAML: unclosed bracket '['
+          |
+        1 | models: {a: [
+          |             ^
+          = help: see examples/llama-8b-70b.yaml for the form, or `boute schema` for an editor
+        ");
+    }
+
+    #[test]
+    fn carets_stand_below_what_they_mean() {
+        let (line, carets) = snippet("é: \tüx # y", 4, 99);
+        assert_eq!((line.as_str(), carets.as_str()), ("é:  üx # y", "   ^^^^^^^"));
+        let (line, carets) = snippet(&format!("{}stop{}", "-".repeat(500), "-".repeat(500)), 501, 4);
+        assert_eq!(carets.find('^'), line.find("stop"));
+        assert_eq!(line.chars().count(), SNIPPET);
+        assert_eq!(snippet("", 1, 0), (String::new(), "^".into()));
+    }
+
+    #[test]
     fn bad_values_say_what_to_write() {
         for (from, to) in [
             ("$40/h", "$0/h"),
@@ -748,13 +862,75 @@ budget: $40/h
             ("traffic: {trace: t.csv, rate: 20 req/s}\n", ""),
             ("fp8", "fp7"),
             ("{trace: t.csv", "[trace"),
+            ("{llama-3.1-8b: {ttft_p95: 500ms}}", "3"),
+            ("t.csv", "''"),
+            ("$0.86/h", "0.86/h/h"),
+            ("id: llama-3.1-8b}", "id: llama-3.1-70b}"),
         ] {
             assert_ne!(GOOD.replace(from, to), GOOD, "{from}");
             let text = errors(&GOOD.replace(from, to));
             assert!(text.starts_with("boute.yaml:") && text.contains("= help: "), "{text}");
         }
-        errors("");
         errors("[]");
-        errors("models: {a: [");
+        errors(&"[".repeat(10_000));
+        errors(&"{a: ".repeat(10_000));
+    }
+
+    const EXAMPLE: &str = include_str!("../../../examples/llama-8b-70b.yaml");
+
+    fn schema_takes(text: &str) -> bool {
+        let value: Value = serde_saphyr::from_str(text).unwrap();
+        jsonschema::is_valid(&json_schema(), &value)
+    }
+
+    #[test]
+    fn the_schema_agrees_with_the_parser() {
+        for text in [GOOD, EXAMPLE] {
+            parse_spec("boute.yaml", text).unwrap();
+            assert!(schema_takes(text), "{text}");
+        }
+        for (from, to) in [
+            ("stock: 16", "stok: 16"),
+            ("stock: 16", "stock: -1"),
+            ("$0.86/h", "-$0.86/h"),
+            ("$0.86/h", "0.86"),
+            ("20s", "20"),
+            ("e2e_p95", "e2e_p96"),
+            ("ttft_p95", "ttft"),
+            ("fp8", "fp7"),
+            ("boute/v1", "boute/v2"),
+            ("95% of llama-3.1-70b", "1.5"),
+            ("trace: t.csv, ", ""),
+            ("budget:", "objective: max_budget\nbudget:"),
+        ] {
+            let text = GOOD.replace(from, to);
+            assert!(!schema_takes(&text), "{text}");
+            errors(&text);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_schema_refuses_nothing_the_parser_takes(
+            number in "[ $]{0,2}[0-9._]{1,4}([eE][+-]?[0-9])?",
+            blank in " ?",
+            unit in "us|µs|ms|s|min|h|/h|/hour|req/s|/s|rps|req/min|%|% of llama-3.1-70b|",
+            place in prop::sample::select(vec!["$0.86/h", "20 req/s", "20s", "95% of llama-3.1-70b", "0.9}", "$40/h"]),
+        ) {
+            let brace = if place.ends_with('}') { "}" } else { "" };
+            let text = GOOD.replace(place, &format!("'{number}{blank}{unit}'{brace}"));
+            if parse_spec("boute.yaml", &text).is_ok() {
+                prop_assert!(schema_takes(&text), "{text}");
+            }
+        }
+
+        #[test]
+        fn no_text_makes_the_parser_panic(at in 0..GOOD.len(), length in 0..20_usize, instead in "\\PC{0,6}") {
+            let end = (at + length).min(GOOD.len());
+            let text = format!("{}{instead}{}", &GOOD[..at], &GOOD[end..]);
+            if let Err(errors) = parse_spec("boute.yaml", &text) {
+                prop_assert!(errors.to_string().contains("= help: "));
+            }
+        }
     }
 }

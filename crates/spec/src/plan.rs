@@ -241,7 +241,8 @@ pub struct Predicted {
     pub e2e: PredictedPercentiles,
     /// Mean score of the answers served.
     pub quality: Interval,
-    /// Score that holds with the spec's confidence on unseen queries (one-sided lower bound).
+    /// Score that holds with the spec's confidence on unseen queries (one-sided lower bound). With a floor relative to a
+    /// model: what holds relative to that model's mean on the planning queries.
     pub quality_certified: f64,
 }
 
@@ -304,7 +305,7 @@ pub struct InputDigest {
 }
 
 /// What the planner optimised.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Objective {
     /// Cheapest fleet for the given rate.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::data_file::DataError;
 use crate::outcome::Outcome;
-use crate::plan::{PLAN_VERSION, PlanDraft, ReplicaGroup};
+use crate::plan::{EngineFlags, PLAN_VERSION, PlanDraft, ReplicaGroup};
 use crate::policy::RoutingPolicy;
 
 /// Two sums of money or shares are equal within this, for rounding.
@@ -51,13 +51,45 @@ impl TryFrom<PlanDraft> for Plan {
     fn try_from(draft: PlanDraft) -> Result<Self, InvalidPlan> {
         let mut problems = Vec::new();
         if draft.version != PLAN_VERSION {
-            problems.push(format!("version {} is not {PLAN_VERSION}, which this boute reads", draft.version));
+            problems.push(wrong_version(draft.version));
         }
+        check_catalogue(&draft, &mut problems);
         check_groups(&draft, &mut problems);
         check_routing(&draft, &mut problems);
         check_money(&draft, &mut problems);
         check_numbers(&draft, &mut problems);
         if problems.is_empty() { Ok(Self(draft)) } else { Err(InvalidPlan { problems }) }
+    }
+}
+
+fn wrong_version(version: u32) -> String {
+    format!("version {version} is not {PLAN_VERSION}, which this boute reads")
+}
+
+/// The models and GPUs that the plan carries along: named once, and nothing is divided by zero later.
+fn check_catalogue(draft: &PlanDraft, problems: &mut Vec<String>) {
+    let mut names = BTreeSet::new();
+    for model in &draft.models {
+        if !names.insert(&model.id) {
+            problems.push(format!("the model `{}` occurs twice", model.id));
+        }
+        let shape = &model.shape;
+        let sizes = [shape.layers, shape.hidden, shape.heads, shape.kv_heads, shape.head_dim, shape.vocab];
+        if sizes.contains(&0) || model.kv_bytes_per_element == 0 {
+            problems.push(format!("the shape of `{}` has a zero", model.id));
+        }
+    }
+    let mut names = BTreeSet::new();
+    for gpu in &draft.gpus {
+        if !names.insert(&gpu.name) {
+            problems.push(format!("the GPU type `{}` occurs twice", gpu.name));
+        }
+        let figures =
+            [gpu.bandwidth_bytes_per_s, gpu.bf16_flops, gpu.link_bytes_per_s, gpu.network_bytes_per_s];
+        let positive = figures.iter().all(|figure| figure.is_finite() && *figure > 0.0);
+        if !positive || gpu.memory_bytes.0 == 0 {
+            problems.push(format!("a figure of `{}` is not a positive number", gpu.name));
+        }
     }
 }
 
@@ -86,10 +118,29 @@ fn check_groups(draft: &PlanDraft, problems: &mut Vec<String>) {
                 problems.push(format!(
                     "group `{id}`: TP {} × PP {} cannot be, a node has {} GPUs",
                     group.tp, group.pp, gpu.gpus_per_node
-                ))
+                ));
+            }
+            Some(_) if too_many_gpus(group) => {
+                problems.push(format!("group `{id}` has more GPUs than can be counted"));
             }
             Some(_) => {}
         }
+        check_engine(id, &group.engine, problems);
+    }
+}
+
+fn too_many_gpus(group: &ReplicaGroup) -> bool {
+    group.tp.checked_mul(group.pp).and_then(|gpus| gpus.checked_mul(group.replicas)).is_none()
+}
+
+fn check_engine(id: &str, engine: &EngineFlags, problems: &mut Vec<String>) {
+    let limits = [engine.max_num_seqs, engine.max_num_batched_tokens, engine.max_model_len];
+    if limits.contains(&0) {
+        problems.push(format!("group `{id}`: an engine limit is zero, so it would answer nothing"));
+    }
+    if !(engine.gpu_memory_utilization > 0.0 && engine.gpu_memory_utilization <= 1.0) {
+        let share = engine.gpu_memory_utilization;
+        problems.push(format!("group `{id}`: gpu_memory_utilization is {share}, not a share"));
     }
 }
 
@@ -104,6 +155,10 @@ fn check_routing(draft: &PlanDraft, problems: &mut Vec<String>) {
     if let RoutingPolicy::Utility { penalties } = &routing.policy {
         if penalties.len() < 2 {
             problems.push("a utility policy needs at least two models".into());
+        }
+        let names: BTreeSet<_> = chosen.iter().collect();
+        if names.len() < chosen.len() {
+            problems.push("the routing policy names a model twice".into());
         }
         for penalty in penalties.iter().filter(|penalty| !penalty.lambda.is_finite()) {
             problems.push(format!("λ of `{}` is not a finite number", penalty.model));
@@ -133,29 +188,44 @@ fn check_money(draft: &PlanDraft, problems: &mut Vec<String>) {
 
 fn check_numbers(draft: &PlanDraft, problems: &mut Vec<String>) {
     let predicted = &draft.predicted;
-    let times = [&predicted.ttft, &predicted.tpot, &predicted.e2e];
-    let times = times.iter().flat_map(|at| [at.p50, at.p95, at.p99]).map(|time| time.value_ms);
-    let rates =
-        draft.deployment.groups.iter().map(|group: &ReplicaGroup| group.planned_rate_per_replica.get());
-    let scales =
+    let times = [("ttft", &predicted.ttft), ("tpot", &predicted.tpot), ("e2e", &predicted.e2e)]
+        .into_iter()
+        .flat_map(|(name, at)| [at.p50, at.p95, at.p99].map(|time| (name, time)))
+        .flat_map(|(name, time)| [time.value_ms, time.low_ms, time.high_ms].map(|number| (name, number)));
+    let quality = [predicted.quality.value, predicted.quality.low, predicted.quality.high];
+    let shares =
         draft.routing.models.iter().flat_map(|share| {
             [share.output_length_scale, share.mean_prompt_tokens, share.mean_answer_tokens]
         });
-    let numbers =
-        times.chain(rates).chain(scales).chain([predicted.usd_per_million_tokens, predicted.quality.value]);
-    if numbers.into_iter().any(|number| !number.is_finite() || number < 0.0) {
-        problems.push("a predicted number is negative, infinite or missing".into());
+    let front = draft
+        .front
+        .iter()
+        .flat_map(|point| [point.cost_usd_per_hour, point.quality, point.max_rate, point.e2e_p95_ms]);
+    let bound = draft.bound.iter().flat_map(|bound| [bound.value, bound.gap]);
+    let named = |name: &'static str| move |number: f64| (name, number);
+    let numbers = times
+        .chain(quality.map(named("quality")))
+        .chain([("usd_per_million_tokens", predicted.usd_per_million_tokens)])
+        .chain(shares.map(named("routing.models")))
+        .chain(bound.map(named("bound")))
+        .chain(front.map(named("front")));
+    let wrong: BTreeSet<_> = numbers
+        .filter(|(_, number)| !number.is_finite() || *number < 0.0)
+        .map(|(name, number)| format!("a number of `{name}` is {number}, not finite and at least zero"))
+        .collect();
+    problems.extend(wrong);
+    let signed = draft.binding.iter().map(|binding| binding.worth).chain([predicted.quality_certified]);
+    if signed.into_iter().any(|number| !number.is_finite()) {
+        problems.push("`quality_certified` or what a constraint is worth is not finite".into());
     }
 }
 
-/// What is wrong with JSON text, with its place.
-fn json_error(file: &str, error: &serde_json::Error) -> DataError {
-    DataError {
-        file: format!("{file}:{}", error.line()),
-        line: error.column(),
-        message: error.to_string(),
-        hint: "is the file whole, and made by this version of boute?".into(),
-    }
+const PLAN_AGAIN: &str = "is the file whole, and made by this version of boute? `boute plan` makes it anew";
+
+/// The one key that plan files of all versions have.
+#[derive(Deserialize)]
+struct Version {
+    version: u32,
 }
 
 impl Plan {
@@ -164,7 +234,21 @@ impl Plan {
     /// # Errors
     /// With line and column if the text is not such JSON; with every problem if it does not hold together.
     pub fn parse(file: &str, text: &str) -> Result<Self, DataError> {
-        serde_json::from_str(text).map_err(|error| json_error(file, &error))
+        let whole = |message: String| DataError {
+            file: file.into(),
+            line: 0,
+            column: 0,
+            message,
+            hint: PLAN_AGAIN.into(),
+        };
+        let json = |cause| DataError::json(file, 0, &cause, PLAN_AGAIN);
+        // First of all, or a plan of another version would be reported as one with unknown keys.
+        let Version { version } = serde_json::from_str(text).map_err(json)?;
+        if version != PLAN_VERSION {
+            return Err(whole(wrong_version(version)));
+        }
+        let draft: PlanDraft = serde_json::from_str(text).map_err(json)?;
+        Self::try_from(draft).map_err(|invalid| whole(invalid.to_string()))
     }
 
     /// As text for `plan.json`: indented, ends with a newline, the same bytes for the same plan.
@@ -184,7 +268,8 @@ impl Outcome {
     /// # Errors
     /// With line and column, if the text is not such JSON.
     pub fn parse(file: &str, text: &str) -> Result<Self, DataError> {
-        serde_json::from_str(text).map_err(|error| json_error(file, &error))
+        let hint = "is the file whole, and written by `boute simulate` or `boute bench`?";
+        serde_json::from_str(text).map_err(|cause| DataError::json(file, 0, &cause, hint))
     }
 
     /// As text for `outcome.json`: indented, ends with a newline.
@@ -195,5 +280,91 @@ impl Outcome {
         let mut text = serde_json::to_string_pretty(self).expect("an outcome is representable as JSON");
         text.push('\n');
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::units::{Fraction, UsdPerHour};
+
+    /// Made by version 1, and readable for ever.
+    const PLAN_V1: &str = include_str!("../tests/data/plan-v1.json");
+    const OUTCOME_V1: &str = include_str!("../tests/data/outcome-v1.json");
+
+    /// The problems of the golden plan after `change`.
+    fn problems(change: impl FnOnce(&mut PlanDraft)) -> String {
+        let mut draft = serde_json::from_str(PLAN_V1).unwrap();
+        change(&mut draft);
+        Plan::try_from(draft).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn old_files_stay_readable() {
+        let plan = Plan::parse("plan.json", PLAN_V1).unwrap();
+        assert_eq!(plan.to_json_pretty(), PLAN_V1);
+        let outcome = Outcome::parse("outcome.json", OUTCOME_V1).unwrap();
+        assert_eq!(outcome.to_json_pretty(), OUTCOME_V1);
+    }
+
+    #[test]
+    fn every_problem_of_a_plan_is_reported() {
+        insta::assert_snapshot!(problems(|draft| {
+            let group = &mut draft.deployment.groups[0];
+            group.id = "a".into();
+            group.replicas = 0;
+            group.tp = 16;
+            group.engine.max_num_seqs = 0;
+            group.engine.gpu_memory_utilization = 1.5;
+            draft.deployment.groups[1].id = "a".into();
+            draft.deployment.groups[1].gpu = "abacus".into();
+            draft.routing.models[0].load_fraction = Fraction::new(0.25).unwrap();
+            draft.targets.budget_usd_per_hour = UsdPerHour::new(1.0);
+            draft.predicted.cost_usd_per_hour = UsdPerHour::new(2.0).unwrap();
+            draft.predicted.e2e.p99.high_ms = f64::INFINITY;
+            draft.front[0].quality = f64::NAN;
+            draft.binding[0].worth = f64::NAN;
+        }), @"");
+    }
+
+    #[test]
+    fn the_routing_fits_the_fleet() {
+        insta::assert_snapshot!(problems(|draft| {
+            let RoutingPolicy::Utility { penalties } = &mut draft.routing.policy else { panic!("not utility") };
+            penalties[0].model = "parrot".into();
+            penalties[1].lambda = f64::NAN;
+        }), @"");
+        insta::assert_snapshot!(problems(|draft| draft.deployment.groups.clear()), @"");
+        insta::assert_snapshot!(problems(|draft| {
+            draft.models[0].id = draft.models[1].id.clone();
+            draft.gpus[0].bandwidth_bytes_per_s = 0.0;
+        }), @"");
+        insta::assert_snapshot!(problems(|draft| draft.deployment.groups[0].pp = u32::MAX), @"");
+    }
+
+    #[test]
+    fn a_file_that_is_no_plan_is_refused_at_its_place() {
+        let error = |text: &str| Plan::parse("plan.json", text).unwrap_err();
+        insta::assert_snapshot!(error(&PLAN_V1[..PLAN_V1.len() / 2]), @"");
+        insta::assert_snapshot!(error(&PLAN_V1.replacen("\"seed\"", "\"sed\"", 1)), @"");
+        insta::assert_snapshot!(error(&PLAN_V1.replacen("\"version\": 1", "\"version\": 2", 1)), @"");
+        insta::assert_snapshot!(error(&PLAN_V1.replacen("\"replicas\": ", "\"replicas\": 1", 1)), @"");
+        insta::assert_snapshot!(Outcome::parse("outcome.json", "{}").unwrap_err(), @"");
+        error("");
+        error("[]");
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_the_reader_panic(at in 0..PLAN_V1.len(), instead in "[0-9a-z{}\\[\\]\",.-]{0,4}") {
+            // The golden file is not ASCII throughout.
+            prop_assume!(PLAN_V1.is_char_boundary(at) && PLAN_V1.is_char_boundary(at + 1));
+            let text = format!("{}{instead}{}", &PLAN_V1[..at], &PLAN_V1[at + 1..]);
+            if let Ok(plan) = Plan::parse("plan.json", &text) {
+                prop_assert_eq!(Plan::parse("plan.json", &plan.to_json_pretty()), Ok(plan));
+            }
+        }
     }
 }

@@ -38,7 +38,7 @@ fn number_and_unit(text: &str) -> Option<(f64, &str)> {
 }
 
 macro_rules! quantity {
-    ($(#[$doc:meta])* $name:ident, $wanted:literal, $example:literal, |$number:ident, $unit:ident| $parse:expr, |$value:ident, $f:ident| $show:expr) => {
+    ($(#[$doc:meta])* $name:ident, $wanted:literal, $example:literal, $prefix:literal, |$number:ident, $unit:ident| $parse:expr, |$value:ident, $f:ident| $show:expr) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq, PartialOrd, Default, Serialize, Deserialize)]
         #[serde(try_from = "f64", into = "f64")]
@@ -77,7 +77,7 @@ macro_rules! quantity {
             type Err = UnitError;
             fn from_str(text: &str) -> Result<Self, UnitError> {
                 let error = || UnitError { text: text.into(), wanted: $wanted, example: $example };
-                let stripped = text.trim().strip_prefix('$').unwrap_or(text.trim());
+                let stripped = text.trim().strip_prefix($prefix).unwrap_or(text.trim());
                 let ($number, $unit) = number_and_unit(stripped).ok_or_else(error)?;
                 let value: Option<f64> = $parse;
                 value.and_then(Self::new).ok_or_else(error)
@@ -98,6 +98,7 @@ quantity!(
     Seconds,
     "a duration",
     "200ms",
+    "",
     |number, unit| match unit {
         "us" | "µs" => Some(number * 1e-6),
         "ms" => Some(number * 1e-3),
@@ -114,6 +115,7 @@ quantity!(
     UsdPerHour,
     "a price per hour",
     "$2.50/h",
+    "$",
     |number, unit| matches!(unit, "/h" | "/hour" | "/hr").then_some(number),
     |value, f| write!(f, "${value:.2}/h")
 );
@@ -123,6 +125,7 @@ quantity!(
     RequestsPerSecond,
     "a request rate",
     "20 req/s",
+    "",
     |number, unit| match unit {
         "req/s" | "/s" | "rps" | "requests/s" => Some(number),
         "req/min" | "/min" => Some(number / 60.0),
@@ -292,7 +295,7 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused_with_an_example() {
-        for text in ["-1s", "NaN", "s", "", "5 parsecs", "inf s", "20"] {
+        for text in ["-1s", "NaN", "s", "", "5 parsecs", "inf s", "20", "$20s"] {
             assert!(text.parse::<Seconds>().is_err(), "{text}");
         }
         insta::assert_snapshot!("20".parse::<UsdPerHour>().unwrap_err(), @"`20` is not a price per hour; write it like `$2.50/h`");

@@ -206,9 +206,10 @@ impl Catalog {
     /// The price of one GPU of type `gpu`: per cloud the median over its instances and regions of the on-demand list
     /// price per GPU, then the median over clouds. With `cloud`, that cloud alone. `None` if no price is known.
     pub fn default_price(&self, gpu: &str, cloud: Option<&str>) -> Option<DefaultPrice> {
+        let gpu = &self.gpu(gpu).ok()?.name;
         let mut per_gpu: BTreeMap<&str, (Vec<f64>, &str)> = BTreeMap::new();
         let rows =
-            self.prices.iter().filter(|row| row.gpu == gpu && cloud.is_none_or(|cloud| cloud == row.cloud));
+            self.prices.iter().filter(|row| row.gpu == *gpu && cloud.is_none_or(|cloud| cloud == row.cloud));
         for row in rows {
             let (prices, date) = per_gpu.entry(&row.cloud).or_default();
             prices.push(row.usd_per_hour.get() / f64::from(row.gpus));
@@ -292,6 +293,8 @@ mod tests {
             ("deepseek-v3", 671.0),
             ("mixtral-8x7b", 46.7),
             ("qwen3-30b-a3b", 30.5),
+            ("gemma-2-9b", 9.24),
+            ("gpt-oss-120b", 116.8),
         ] {
             let parameters = Catalog::builtin().model(id).unwrap().shape.parameters();
             assert!((parameters / 1e9 / billions - 1.0).abs() < 0.02, "{id}: {parameters:.3e}");
@@ -311,6 +314,7 @@ mod tests {
     fn the_default_price_is_explained() {
         let price = Catalog::builtin().default_price("H100-SXM", None).unwrap();
         insta::assert_snapshot!(price.explanation, @"H100-SXM: $4.04/h per GPU, median of aws $6.88 (2026-07-20), azure $15.98 (2026-06-18), gcp $12.79 (2026-08-06), hyperstack $2.40, lambda $4.04, nebius $2.95, verda $2.29");
+        assert_eq!(Catalog::builtin().default_price("h100", None), Some(price));
         assert!(Catalog::builtin().default_price("H100-SXM", Some("moon")).is_none());
     }
 }

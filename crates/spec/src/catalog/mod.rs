@@ -45,9 +45,9 @@ pub struct Gpu {
     /// Peak dense fp4 rate; `None` if the GPU has no fp4 units.
     #[serde(default)]
     pub fp4_flops: Option<f64>,
-    /// GPU-to-GPU bandwidth inside a node, one direction, per GPU (NVLink or PCIe).
+    /// GPU-to-GPU bandwidth inside a node, one direction, per GPU (`NVLink` or `PCIe`).
     pub link_bytes_per_s: f64,
-    /// Whether `link_bytes_per_s` is NVLink (or the vendor's equal); PCIe otherwise.
+    /// Whether `link_bytes_per_s` is `NVLink` (or the vendor's equal); `PCIe` otherwise.
     pub nvlink: bool,
     /// Network bandwidth between nodes, one direction, per GPU.
     pub network_bytes_per_s: f64,
