@@ -137,7 +137,8 @@ impl<T: StepTime> Driver<T> {
                     Some(submission) => self.submit(submission),
                     None => return,
                 },
-                () = sleep_until(wake.into()), if !self.streams.is_empty() => self.settle(true),
+                // Also without streams: what was cancelled leaves at the end of its step.
+                () = sleep_until(wake.into()), if self.engine.next_event().is_some() => self.settle(true),
             }
         }
     }

@@ -30,6 +30,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use serde_json::json;
 use tokio::net::TcpListener;
+use tokio::time::Sleep;
 
 use crate::metrics::{Counter, Histogram, describe, sample};
 use crate::mock::json_response;
@@ -42,6 +43,8 @@ const AVOID: Duration = Duration::from_secs(1);
 /// Idle connections to replicas are closed before engines close them (llama.cpp says 5 s).
 const IDLE: Duration = Duration::from_secs(4);
 const CONNECT: Duration = Duration::from_secs(5);
+/// Between telling a client that its stream is broken and breaking it off.
+const FAREWELL: Duration = Duration::from_millis(50);
 /// Answer length the balancer expects where nothing is known.
 const EXPECTED_ANSWER: u32 = 256;
 
@@ -470,7 +473,7 @@ fn relayed(
         place,
         streams,
         begun: false,
-        broken: false,
+        closing: None,
         arrived,
         ttft: Arc::clone(ttft),
     };
@@ -483,7 +486,8 @@ struct Relay {
     place: Place,
     streams: bool,
     begun: bool,
-    broken: bool,
+    /// Set when the replica has died and the client was told: when the connection is broken off.
+    closing: Option<Pin<Box<Sleep>>>,
     arrived: Instant,
     ttft: Arc<Histogram>,
 }
@@ -501,8 +505,8 @@ impl HttpBody for Relay {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
-        if self.broken {
-            return Poll::Ready(Some(Err(BrokenOff)));
+        if let Some(closing) = &mut self.closing {
+            return closing.as_mut().poll(context).map(|()| Some(Err(BrokenOff)));
         }
         let polled = Pin::new(&mut self.upstream).poll_frame(context);
         let Poll::Ready(frame) = polled else { return Poll::Pending };
@@ -518,11 +522,12 @@ impl HttpBody for Relay {
             }
             Some(Err(error)) => {
                 self.place.replica.failures.add(1);
-                self.broken = true;
                 if !self.streams {
                     return Poll::Ready(Some(Err(BrokenOff)));
                 }
                 // A client that reads events is told, and then cut off: without [DONE] it knows that this is not the end.
+                // The pause lets the event leave: breaking off discards what is still buffered.
+                self.closing = Some(Box::pin(tokio::time::sleep(FAREWELL)));
                 let failure = Failure::unreachable(&self.place.replica.model, &error.to_string());
                 Poll::Ready(Some(Ok(Frame::data(format!("data: {}\n\n", failure.json()).into()))))
             }

@@ -77,7 +77,7 @@ pub struct Deployment {
 impl Deployment {
     /// Rent of all groups.
     pub fn usd_per_hour(&self) -> f64 {
-        self.groups.iter().map(|group| group.usd_per_hour.get()).sum()
+        self.groups.iter().fold(0.0, |sum, group| sum + group.usd_per_hour.get())
     }
 }
 

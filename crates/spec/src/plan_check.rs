@@ -103,8 +103,15 @@ fn check_groups(draft: &PlanDraft, problems: &mut Vec<String>) {
         if !ids.insert(id) {
             problems.push(format!("the group `{id}` occurs twice"));
         }
-        if !draft.models.iter().any(|model| model.id == group.model) {
-            problems.push(format!("group `{id}` runs `{}`, which is not among `models`", group.model));
+        match draft.models.iter().find(|model| model.id == group.model) {
+            None => {
+                problems.push(format!("group `{id}` runs `{}`, which is not among `models`", group.model));
+            }
+            Some(model) if group.pp > model.shape.layers => problems.push(format!(
+                "group `{id}`: PP {} cannot be, `{}` has {} layers",
+                group.pp, group.model, model.shape.layers
+            )),
+            Some(_) => {}
         }
         if group.replicas == 0 {
             problems.push(format!("group `{id}` has no replica"));
@@ -326,7 +333,21 @@ mod tests {
             draft.predicted.e2e.p99.high_ms = f64::INFINITY;
             draft.front[0].quality = f64::NAN;
             draft.binding[0].worth = f64::NAN;
-        }), @"");
+        }), @r"
+        the plan does not hold together:
+          - group `a` has no replica
+          - group `a`: TP 16 × PP 1 cannot be, a node has 8 GPUs
+          - group `a`: an engine limit is zero, so it would answer nothing
+          - group `a`: gpu_memory_utilization is 1.5, not a share
+          - the group `a` occurs twice
+          - group `a` runs on `abacus`, which is not among `gpus`
+          - the load fractions sum to 0.788971807628524, not to 1
+          - the groups cost $29.8418/h, but the plan says $2.0000/h
+          - the rent of $29.84/h is over the budget of $1.00/h
+          - a number of `e2e` is inf, not finite and at least zero
+          - a number of `front` is NaN, not finite and at least zero
+          - `quality_certified` or what a constraint is worth is not finite
+        ");
     }
 
     #[test]
@@ -335,23 +356,62 @@ mod tests {
             let RoutingPolicy::Utility { penalties } = &mut draft.routing.policy else { panic!("not utility") };
             penalties[0].model = "parrot".into();
             penalties[1].lambda = f64::NAN;
-        }), @"");
-        insta::assert_snapshot!(problems(|draft| draft.deployment.groups.clear()), @"");
+        }), @r"
+        the plan does not hold together:
+          - the routing policy sends queries to `parrot`, which no group runs
+          - λ of `llama-3.1-70b` is not a finite number
+          - `routing.models` does not list the models of the policy, in its order
+        ");
+        insta::assert_snapshot!(problems(|draft| draft.deployment.groups.clear()), @r"
+        the plan does not hold together:
+          - no replica group
+          - the routing policy sends queries to `llama-3.1-8b`, which no group runs
+          - the routing policy sends queries to `llama-3.1-70b`, which no group runs
+          - the groups cost $0.0000/h, but the plan says $29.8418/h
+        ");
         insta::assert_snapshot!(problems(|draft| {
             draft.models[0].id = draft.models[1].id.clone();
             draft.gpus[0].bandwidth_bytes_per_s = 0.0;
-        }), @"");
-        insta::assert_snapshot!(problems(|draft| draft.deployment.groups[0].pp = u32::MAX), @"");
+        }), @r"
+        the plan does not hold together:
+          - the model `llama-3.1-70b` occurs twice
+          - a figure of `A100-80GB` is not a positive number
+          - group `llama-3.1-8b-h100-sxm-tp1` runs `llama-3.1-8b`, which is not among `models`
+        ");
+        insta::assert_snapshot!(problems(|draft| {
+            draft.deployment.groups[0].pp = 33;
+            draft.deployment.groups[1].replicas = u32::MAX;
+        }), @r"
+        the plan does not hold together:
+          - group `llama-3.1-8b-h100-sxm-tp1`: PP 33 cannot be, `llama-3.1-8b` has 32 layers
+          - group `llama-3.1-70b-a100-80gb-tp4` has more GPUs than can be counted
+        ");
     }
 
     #[test]
     fn a_file_that_is_no_plan_is_refused_at_its_place() {
         let error = |text: &str| Plan::parse("plan.json", text).unwrap_err();
-        insta::assert_snapshot!(error(&PLAN_V1[..PLAN_V1.len() / 2]), @"");
-        insta::assert_snapshot!(error(&PLAN_V1.replacen("\"seed\"", "\"sed\"", 1)), @"");
-        insta::assert_snapshot!(error(&PLAN_V1.replacen("\"version\": 1", "\"version\": 2", 1)), @"");
-        insta::assert_snapshot!(error(&PLAN_V1.replacen("\"replicas\": ", "\"replicas\": 1", 1)), @"");
-        insta::assert_snapshot!(Outcome::parse("outcome.json", "{}").unwrap_err(), @"");
+        insta::assert_snapshot!(error(&PLAN_V1[..PLAN_V1.len() / 2]), @r"
+        plan.json:176:23: EOF while parsing a string
+          help: is the file whole, and made by this version of boute? `boute plan` makes it anew
+        ");
+        insta::assert_snapshot!(error(&PLAN_V1.replacen("\"seed\"", "\"sed\"", 1)), @r"
+        plan.json:4:7: unknown field `sed`, expected one of `version`, `tool_version`, `seed`, `strategy`, `targets`, `inputs`, `models`, `gpus`, `deployment`, `routing`, `predicted`, `verification`, `bound`, `front`, `binding`
+          help: is the file whole, and made by this version of boute? `boute plan` makes it anew
+        ");
+        insta::assert_snapshot!(error(&PLAN_V1.replacen("\"version\": 1", "\"version\": 2", 1)), @r"
+        plan.json: version 2 is not 1, which this boute reads
+          help: is the file whole, and made by this version of boute? `boute plan` makes it anew
+        ");
+        insta::assert_snapshot!(error(&PLAN_V1.replacen("\"tp\": 4", "\"tp\": 64", 1)), @r"
+        plan.json: the plan does not hold together:
+          - group `llama-3.1-70b-a100-80gb-tp4`: TP 64 × PP 1 cannot be, a node has 8 GPUs
+          help: is the file whole, and made by this version of boute? `boute plan` makes it anew
+        ");
+        insta::assert_snapshot!(Outcome::parse("outcome.json", "{}").unwrap_err(), @r"
+        outcome.json:1:2: missing field `source`
+          help: is the file whole, and written by `boute simulate` or `boute bench`?
+        ");
         error("");
         error("[]");
     }
