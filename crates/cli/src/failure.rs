@@ -12,33 +12,24 @@ pub(crate) enum Ending {
     Unmet,
 }
 
-/// Why a command did not work.
+/// Why a command did not work: what, where, and what to do about it.
 #[derive(Debug)]
 pub(crate) enum Failure {
     /// What the user gave cannot be used; they can mend it.
-    Input(miette::Report),
+    Input(String),
     /// Something broke which is not the user's doing.
-    Unexpected(miette::Report),
-}
-
-/// A message with the way out.
-#[derive(Debug, thiserror::Error, miette::Diagnostic)]
-#[error("{message}")]
-struct Told {
-    message: String,
-    #[help]
-    hint: Option<String>,
+    Unexpected(String),
 }
 
 impl Failure {
     /// Bad input, with what to do about it.
     pub(crate) fn input(message: impl Display, hint: impl Display) -> Self {
-        Self::Input(Told { message: message.to_string(), hint: Some(hint.to_string()) }.into())
+        Self::Input(format!("{message}\n  help: {hint}"))
     }
 
     /// Bad input whose message already tells the way out.
     pub(crate) fn told(message: impl Display) -> Self {
-        Self::Input(Told { message: message.to_string(), hint: None }.into())
+        Self::Input(message.to_string())
     }
 
     /// A file that cannot be read.
@@ -59,9 +50,8 @@ impl Failure {
 
     /// Not the user's doing.
     pub(crate) fn unexpected(message: impl Display) -> Self {
-        let hint =
-            "this looks like a fault in boute: please report it with the command and its input".to_owned();
-        Self::Unexpected(Told { message: message.to_string(), hint: Some(hint) }.into())
+        let hint = "this looks like a fault in boute: please report it with the command and its input";
+        Self::Unexpected(format!("{message}\n  help: {hint}"))
     }
 }
 

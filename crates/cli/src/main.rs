@@ -72,8 +72,8 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let printer = Printer { json: cli.json, quiet: cli.quiet };
     let result = run(cli.command, printer);
-    if let Err(Failure::Input(report) | Failure::Unexpected(report)) = &result {
-        printer.error(report);
+    if let Err(Failure::Input(message) | Failure::Unexpected(message)) = &result {
+        printer.error(message);
     }
     ExitCode::from(exit_code(&result))
 }

@@ -47,8 +47,8 @@ impl Printer {
     }
 
     /// An error, on stderr, also when quiet.
-    pub(crate) fn error(self, report: &miette::Report) {
-        anstream::eprintln!("{report:?}");
+    pub(crate) fn error(self, message: &str) {
+        anstream::eprintln!("\x1b[1;31merror\x1b[0m: {message}");
     }
 
     /// Whether text on stdout may carry colours (`NO_COLOR`, `CLICOLOR_FORCE` and pipes are heeded).

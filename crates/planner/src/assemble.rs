@@ -7,8 +7,8 @@ use boute_router::certify::{FloorRule, lower_bound};
 use boute_spec::catalog::Source;
 use boute_spec::outcome::Outcome;
 use boute_spec::plan::{
-    Binding, Bound, Deployment, FrontPoint, Interval, InvalidPlan, ModelShare, PLAN_VERSION, Plan, PlanDraft,
-    Predicted, PredictedMs, PredictedPercentiles, Routing, Targets, Verification,
+    Binding, Bound, Deployment, FrontPoint, Interval, InvalidPlan, ModelShare, Objective, PLAN_VERSION, Plan,
+    PlanDraft, Predicted, PredictedMs, PredictedPercentiles, Routing, Targets, Verification,
 };
 use boute_spec::policy::RoutingPolicy;
 use boute_spec::slo::{Metric, Percentile};
@@ -334,10 +334,14 @@ pub fn in_words(deployment: &Deployment) -> String {
     groups.join(" + ")
 }
 
-/// The points that no other beats in cost, quality and rate.
-pub fn front(mut points: Vec<FrontPoint>) -> Vec<FrontPoint> {
-    let coordinates: Vec<Vec<f64>> =
-        points.iter().map(|point| vec![point.cost_usd_per_hour, -point.quality, -point.max_rate]).collect();
+/// The points that no other beats: in cost and quality, or in rate and quality where the rate was optimised. The chosen
+/// one stays.
+pub fn front(objective: Objective, mut points: Vec<FrontPoint>) -> Vec<FrontPoint> {
+    let price = |point: &FrontPoint| match objective {
+        Objective::MaxRate => -point.max_rate,
+        _ => point.cost_usd_per_hour,
+    };
+    let coordinates: Vec<Vec<f64>> = points.iter().map(|point| vec![price(point), -point.quality]).collect();
     let kept = non_dominated(&coordinates);
     let mut index = 0;
     points.retain(|point| {

@@ -312,7 +312,7 @@ impl Attempt {
             .collect();
         let chosen = &ground.routes[self.choice.route];
         points.push(point(search, chosen, &self.choice.fleet, &trace, self.rate, true));
-        front(points)
+        front(problem.objective, points)
     }
 
     /// What one more unit of each scarce thing is worth, by solving again on the table.

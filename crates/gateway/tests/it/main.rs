@@ -90,13 +90,11 @@ async fn send(address: SocketAddr, method: &str, path: &str, body: impl Into<Byt
     let (status, headers) = (response.status(), response.headers().clone());
     let (mut body, mut bytes, mut broken) = (response.into_body(), Vec::new(), false);
     while let Some(frame) = body.frame().await {
-        match frame {
-            Ok(frame) => bytes.extend_from_slice(&frame.into_data().unwrap_or_default()),
-            Err(_) => {
-                broken = true;
-                break;
-            }
-        }
+        let Ok(frame) = frame else {
+            broken = true;
+            break;
+        };
+        bytes.extend_from_slice(&frame.into_data().unwrap_or_default());
     }
     Answer { status, headers, text: String::from_utf8(bytes).unwrap(), broken }
 }
