@@ -43,8 +43,10 @@ pub fn html(data: &ReportData<'_>) -> String {
         .bound
         .as_ref()
         .map_or_else(|| "not proven".to_owned(), |bound| format!("{:.2}%", bound.gap * 100.0));
+    let judged = plan.verification.queries > 0;
+    let quality = if judged { format!("≥ {:.4}", predicted.quality_certified) } else { "not known".into() };
     for (name, value) in [
-        ("quality promised", format!("≥ {:.4}", predicted.quality_certified)),
+        ("quality promised", quality),
         ("E2E p95", time(predicted.e2e.p95.value_ms)),
         ("per million tokens", format!("${:.3}", predicted.usd_per_million_tokens)),
         ("gap to the optimum", gap),
@@ -174,6 +176,9 @@ fn routing(data: &ReportData<'_>) -> String {
         );
     }
     out.push_str("</ul>");
+    if plan.verification.queries == 0 {
+        return out;
+    }
     let quality = plan.predicted.quality;
     let _ = write!(
         out,

@@ -65,12 +65,14 @@ pub fn plan_summary(plan: &PlanDraft, width: usize, colour: bool) -> String {
     let header = ["model", "GPU", "parallelism", "replicas", "GPUs", "$/h", "req/s each"];
     out.push_str(&table(&header, rows.collect(), 3));
 
+    // Without queries nothing is known of quality.
+    let judged = plan.verification.queries > 0;
     let _ = writeln!(out, "\n\n{}", heading("Routing", colour));
     let rows = plan.routing.models.iter().map(|share| {
         vec![
             share.model.clone(),
             format!("{:.1}%", share.load_fraction.get() * 100.0),
-            format!("{:.3}", share.quality.get()),
+            if judged { format!("{:.3}", share.quality.get()) } else { "not known".into() },
         ]
     });
     out.push_str(&table(&["model", "share of queries", "quality of its answers"], rows.collect(), 1));
@@ -81,16 +83,19 @@ pub fn plan_summary(plan: &PlanDraft, width: usize, colour: bool) -> String {
         ("TPOT", &predicted.tpot),
         ("E2E", &predicted.e2e),
     ]));
+    out.push('\n');
     let quality = predicted.quality;
-    let _ = writeln!(
-        out,
-        "\nquality    {:.4} [{:.4}, {:.4}]; at least {:.4} with {:.0}% confidence",
-        quality.value,
-        quality.low,
-        quality.high,
-        predicted.quality_certified,
-        targets.confidence.get() * 100.0
-    );
+    if judged {
+        let _ = writeln!(
+            out,
+            "quality    {:.4} [{:.4}, {:.4}]; at least {:.4} with {:.0}% confidence",
+            quality.value,
+            quality.low,
+            quality.high,
+            predicted.quality_certified,
+            targets.confidence.get() * 100.0
+        );
+    }
     let _ = writeln!(
         out,
         "cost       {}, ${:.3} per million tokens; carries up to {}",
@@ -105,17 +110,25 @@ pub fn plan_summary(plan: &PlanDraft, width: usize, colour: bool) -> String {
     }
     let check = &plan.verification;
     let verdict = if check.passed { "every promise held" } else { "NOT every promise held" };
+    let on_queries = if judged {
+        format!(" and {} held-out queries (quality {:.4})", check.queries, check.quality)
+    } else {
+        String::new()
+    };
     let _ = writeln!(
         out,
-        "verified   {verdict} on {} other requests and {} held-out queries (quality {:.4}), after {} repairs",
-        check.requests, check.queries, check.quality, check.repairs
+        "verified   {verdict} on {} other requests{on_queries}, after {} repairs",
+        check.requests, check.repairs
     );
     if plan.front.len() > 1 {
         let _ = writeln!(out, "\n{}", heading("Cost and quality", colour));
         out.push_str(&chart(&plan.front, width));
     }
-    if !plan.binding.is_empty() {
+    if plan.bound.is_some() {
         let _ = writeln!(out, "\n{}", heading("What binds", colour));
+        if plan.binding.is_empty() {
+            out.push_str("  whole replicas: no limit is worth anything in steps of one GPU, $1, 0.01 of the floor or 10% latency\n");
+        }
         for binding in &plan.binding {
             let _ = writeln!(out, "  {}", binding.text);
         }

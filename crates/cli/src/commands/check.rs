@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use boute_spec::data_file::parse_trace;
+use boute_spec::data_file::{parse_quality, parse_trace};
 use boute_spec::parse::parse_spec;
 use boute_spec::plan::Plan;
 
@@ -14,7 +14,7 @@ use crate::printer::Printer;
 /// Checks files; nothing is run.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// A spec (`.yaml`), plan (`.json`) or trace (`.csv`, `.jsonl`), plain or gzip.
+    /// A spec (`.yaml`), plan (`.json`), trace (`.csv`, `.jsonl`) or quality data (`.jsonl`), plain or gzip.
     #[arg(required = true)]
     files: Vec<PathBuf>,
 }
@@ -36,6 +36,10 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
                 Plan::parse(&input.name, &input.text).map_err(Failure::told)?;
                 "plan"
             }
+            Some("jsonl") if input.text.lines().next().is_some_and(|line| line.contains("\"scores\"")) => {
+                parse_quality(&input.name, &input.text, &[]).map_err(Failure::told)?;
+                "quality data"
+            }
             Some("csv" | "jsonl") => {
                 parse_trace(&input.name, &input.text).map_err(Failure::told)?;
                 "trace"
@@ -43,7 +47,7 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
             _ => {
                 return Err(Failure::input(
                     format_args!("`{}` has no extension that tells what it is", input.name),
-                    "name it `.yaml` (spec), `.json` (plan), `.csv` or `.jsonl` (trace)",
+                    "name it `.yaml` (spec), `.json` (plan), `.csv` or `.jsonl` (trace, quality data)",
                 ));
             }
         };

@@ -10,13 +10,12 @@ use boute_planner::{Strategy, StrategyResult, compare};
 use boute_render::StrategyRow;
 use boute_render::report::{ReportData, cost_picture, html};
 use boute_render::terminal::{comparison, plan_summary, promised_against_measured};
-use boute_router::policy::quality_curve;
 use boute_spec::outcome::{Outcome, OutcomeSource};
 use boute_spec::plan::Plan;
 use boute_spec::workload::Split;
 
 use crate::commands::mock::bind;
-use crate::commands::plan::write_plan;
+use crate::commands::plan::{held_out_curve, write_plan};
 use crate::failure::{Ending, Failure};
 use crate::files::{Input, write_whole};
 use crate::load::{Choices, Loaded, load_with};
@@ -168,18 +167,12 @@ fn write(
     write_plan(plan, loaded, &at("plan.json"), &at("plan.router.json"))?;
     write_whole(&at("promised.json"), promised.to_json_pretty().as_bytes())?;
     write_whole(&at("measured.json"), measured.to_json_pretty().as_bytes())?;
-    let curve = loaded
-        .problem
-        .quality
-        .as_ref()
-        .map(|quality| quality_curve(&quality.held_out, 50))
-        .unwrap_or_default();
     let data = ReportData {
         plan,
         simulated: Some(promised),
         measured: Some(measured),
         comparison: rows,
-        quality_curve: &curve,
+        quality_curve: &held_out_curve(loaded),
     };
     write_whole(&at("report.html"), html(&data).as_bytes())?;
     write_whole(&at("cost.svg"), cost_picture(rows).as_bytes())

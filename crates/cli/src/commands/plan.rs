@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use boute_planner::{PlanError, Strategy, plan};
 use boute_render::report::{ReportData, html};
 use boute_render::terminal::plan_summary;
+use boute_router::policy::quality_curve;
 use boute_spec::plan::Plan;
 
 use crate::failure::{Ending, Failure};
@@ -53,8 +54,9 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
         printer.say(format_args!("wrote {}", output.display()));
     }
     if let Some(report) = &args.report {
+        let quality_curve = &held_out_curve(&loaded);
         let data =
-            ReportData { plan: &plan, simulated: None, measured: None, comparison: &[], quality_curve: &[] };
+            ReportData { plan: &plan, simulated: None, measured: None, comparison: &[], quality_curve };
         write_whole(report, html(&data).as_bytes())?;
         printer.say(format_args!("wrote {}", report.display()));
     }
@@ -76,12 +78,25 @@ pub(crate) fn solve(loaded: &Loaded, strategy: Strategy, printer: Printer) -> Re
     match result {
         Ok(plan) => Ok(Some(plan)),
         Err(PlanError::Infeasible(infeasible)) => {
-            printer.say(&infeasible);
+            printer.text(format_args!("{infeasible}\n"));
             printer.data(&serde_json::json!({ "infeasible": infeasible.to_string() }))?;
             Ok(None)
         }
-        Err(error) => Err(Failure::told(error)),
+        Err(PlanError::Stopped) => {
+            printer.say(PlanError::Stopped);
+            Ok(None)
+        }
+        Err(error) => Err(Failure::unexpected(error)),
     }
+}
+
+/// Quality over the share of the stronger of two models, on held-out queries; nothing to draw otherwise.
+pub(crate) fn held_out_curve(loaded: &Loaded) -> Vec<(f64, f64)> {
+    let queries = loaded.problem.quality.as_ref().map(|quality| &quality.held_out);
+    queries
+        .filter(|queries| queries.models.len() == 2 && !queries.is_empty())
+        .map(|queries| quality_curve(queries, 50))
+        .unwrap_or_default()
 }
 
 /// The plan, and the router artefact its policy needs.

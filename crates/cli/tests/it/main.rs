@@ -49,7 +49,7 @@ fn text(bytes: &[u8]) -> String {
 /// Runs a command that must fail with `code`; what it says.
 fn refused(code: i32, arguments: &[&str]) -> String {
     let output = boute(arguments);
-    let said = text(&output.stderr);
+    let said = text(&output.stdout) + &text(&output.stderr);
     assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
     assert!(!said.contains("panicked"), "{said}");
     said
@@ -148,7 +148,7 @@ fn bad_specs_are_refused_with_place_and_remedy() {
         ("stock: 32", "stock: -1", "is not a stock"),
         ("type: L40S, stock: 32", "type: L40S, price: -$1/h", "is not a price per hour"),
         ("budget: $80/h", "budget: $0/h", "the budget is zero"),
-        ("budget: $80/h", "budget: .nan", "`budget"),
+        ("budget: $80/h", "budget: .nan", "`.nan`"),
         ("rate: 20 req/s", "rate: 20", "has no unit"),
         ("85% of llama-3.1-70b", "1.7", "is not a fraction between 0 and 1"),
         ("slo:", "slow:", "did you mean `slo`?"),
