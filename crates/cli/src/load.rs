@@ -18,6 +18,8 @@ use crate::files::{Input, beside};
 
 /// Requests a trace must have: one half is planned on, the other half verifies.
 const FEWEST_REQUESTS: usize = 100;
+/// Queries that the planning and the held-out part must have each: with fewer no floor worth having can be promised.
+const FEWEST_QUERIES: usize = 30;
 /// Requests of each window, at most: enough for a stable 99th percentile.
 const WINDOW_REQUESTS: usize = 10_000;
 
@@ -206,6 +208,18 @@ fn routing(
     }
     let planning = scorer.score_queries(&data.models, data.split(Split::Validation));
     let held_out = scorer.score_queries(&data.models, data.split(Split::Test));
+    for (part, queries) in [("validation", &planning), ("test", &held_out)] {
+        if queries.len() < FEWEST_QUERIES {
+            return Err(Failure::input(
+                format_args!(
+                    "only {} queries in the {part} part of `{}`, fewer than {FEWEST_QUERIES}",
+                    queries.len(),
+                    entry.data
+                ),
+                "policies are chosen on the validation part and judged on the test part: give more queries",
+            ));
+        }
+    }
     let router_digest = boute_spec::digest::sha256_hex(scorer.to_json().as_bytes());
     let quality =
         QualityInputs { planning, held_out, router_digest, router_file: choices.router_file.clone() };

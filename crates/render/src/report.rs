@@ -287,8 +287,9 @@ main{max-width:760px;margin:0 auto;padding:32px 20px 64px}h1{font-size:30px;line
 section{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:20px;margin:0 0 18px}svg{display:block;width:100%;height:auto;overflow:visible}
 svg text{font:13px system-ui,-apple-system,'Segoe UI',sans-serif;fill:var(--quiet)}svg .direct{fill:var(--ink);font-weight:600}.grid{stroke:var(--line)}.axis{stroke:var(--muted)}.floor{stroke:var(--series-2);stroke-dasharray:5 4}.random{stroke:var(--muted);stroke-dasharray:3 4}
 .front{fill:none;stroke:var(--series-1);stroke-width:2;opacity:.55}.point{fill:var(--card);stroke:var(--series-1);stroke-width:2;cursor:pointer}.point:hover,.point:focus{fill:var(--series-1);outline:none;stroke:var(--ink)}.chosen{fill:var(--series-1)}
-.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:14px;font-variant-numeric:tabular-nums;margin-top:12px}caption{text-align:left;color:var(--quiet);font-size:13px;padding-bottom:4px}th,td{text-align:left;padding:6px 12px 6px 0;border-bottom:1px solid var(--line);vertical-align:top}th{font-weight:600;color:var(--quiet)}
+.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:14px;font-variant-numeric:tabular-nums;margin-top:12px}caption{text-align:left;color:var(--quiet);font-size:13px;padding-bottom:4px}th,td{text-align:left;padding:6px 12px 6px 0;border-bottom:1px solid var(--line);vertical-align:top}th{font-weight:600;color:var(--quiet)}th,td{white-space:nowrap}td:last-child{white-space:normal}
 .split{display:flex;gap:2px;height:18px;border-radius:5px;overflow:hidden}.legend{list-style:none;padding:0;margin:10px 0;display:flex;flex-wrap:wrap;gap:4px 20px}.legend i{display:inline-block;width:11px;height:11px;border-radius:3px;margin-right:7px}.note{min-height:1.5em;color:var(--quiet);margin:8px 0 0}ul{padding-left:20px}
+@media (max-width:560px){svg:is([aria-label^=Cost],[aria-label^=Quality],[aria-label^='The fleet']) text{font-size:20px}}
 ";
 
 const SCRIPT: &str = "

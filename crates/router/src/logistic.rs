@@ -8,7 +8,7 @@
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
-/// Sweeps over all rows; the objective changes by less than a thousandth after some ten.
+/// Sweeps over all rows.
 const SWEEPS: usize = 25;
 const NEWTON_STEPS: usize = 20;
 
@@ -17,7 +17,7 @@ pub(crate) type Row = Vec<(u32, f32)>;
 
 /// The weights for `columns` columns, fitted to rows with targets in [0, 1]; `cost` is C.
 pub(crate) fn fit(
-    rows: &[Row],
+    rows: &[&Row],
     targets: &[f32],
     columns: usize,
     cost: f64,
@@ -34,12 +34,12 @@ pub(crate) fn fit(
     }
     let norms: Vec<f64> = rows.iter().map(|row| row.iter().map(|(_, x)| f64::from(x * x)).sum()).collect();
     for dual in &duals {
-        add(&mut weights, &rows[dual.row], dual.sign * dual.value);
+        add(&mut weights, rows[dual.row], dual.sign * dual.value);
     }
     for _ in 0..SWEEPS {
         duals.shuffle(rng);
         for dual in &mut duals {
-            let row = &rows[dual.row];
+            let row = rows[dual.row];
             let score: f64 = row.iter().map(|&(column, x)| weights[column as usize] * f64::from(x)).sum();
             let before = dual.value;
             dual.improve(norms[dual.row], dual.sign * score);
@@ -142,7 +142,7 @@ mod tests {
             .collect();
         let targets: Vec<f32> =
             rows.iter().map(|row| if row[0].1 + row[1].1 > 0.3 { 0.9 } else { 0.2 }).collect();
-        let weights = fit(&rows, &targets, 5, 0.7, &mut rng);
+        let weights = fit(&rows.iter().collect::<Vec<_>>(), &targets, 5, 0.7, &mut rng);
         for column in 0..5 {
             let pull: f64 = rows
                 .iter()

@@ -19,22 +19,21 @@ use crate::queries::ScoredQueries;
 
 /// Version of the artefact.
 const VERSION: u32 = 1;
-/// Cost of the regularised regression: chosen on validation splits of public sets, flat between 0.5 and 2.
+/// Cost C of the regularised regression, the customary 1.
 const COST: f64 = 1.0;
 /// Weight of the surface features beside the words, which together have length 1.
 const SURFACE_WEIGHT: f32 = 0.25;
-/// Rows needed to train and to calibrate.
-const FEWEST_TRAIN: usize = 50;
-const FEWEST_VALIDATION: usize = 30;
+/// Parts of the training queries: each is scored by a head trained on the others.
+const PARTS: usize = 3;
+/// Queries needed to train and to calibrate.
+const FEWEST_TRAIN: usize = 100;
 
 /// Why a scorer cannot be trained.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "only {rows} queries in the {split} part of the quality data\n  help: at least {needed} are needed; collect more, or mark them with `\"split\"`"
+    "only {rows} queries in the training part of the quality data\n  help: at least {needed} are needed; collect more, or mark them with `\"split\": \"train\"`"
 )]
 pub struct TooFewRows {
-    /// `train`, `validation` or `test`.
-    pub split: &'static str,
     /// Queries there.
     pub rows: usize,
     /// Queries needed.
@@ -49,8 +48,6 @@ pub struct Provenance {
     pub data_sha256: String,
     /// Queries trained on.
     pub train_queries: usize,
-    /// Queries calibrated on.
-    pub validation_queries: usize,
     /// Seed.
     pub seed: u64,
 }
@@ -77,41 +74,46 @@ pub struct Scorer {
 
 const NONE: u32 = u32::MAX;
 
+/// The score of every row by a head that was trained on the other parts.
+fn cross_fitted(rows: &[Row], targets: &[f32], columns: usize, rng: &mut ChaCha8Rng) -> Vec<f64> {
+    let mut scores = vec![0.0; rows.len()];
+    for part in 0..PARTS {
+        let others = || (0..rows.len()).filter(|index| index % PARTS != part);
+        let other_rows: Vec<&Row> = others().map(|index| &rows[index]).collect();
+        let other_targets: Vec<f32> = others().map(|index| targets[index]).collect();
+        let head = fit(&other_rows, &other_targets, columns, COST, rng);
+        for index in (part..rows.len()).step_by(PARTS) {
+            scores[index] = rows[index].iter().map(|&(column, x)| f64::from(head[column as usize] * x)).sum();
+        }
+    }
+    scores
+}
+
 impl Scorer {
-    /// Trains on the training split of `data` and calibrates on its validation split. `data_sha256` is kept as
-    /// provenance. The same data and seed give the same bytes.
+    /// Trains and calibrates on the training split of `data`, so that the other splits stay unseen: policies are chosen,
+    /// certified and judged on those. Calibration uses scores of queries by heads that were not trained on them
+    /// (cross-fitting). `data_sha256` is kept as provenance. The same data and seed give the same bytes.
     ///
     /// # Errors
-    /// If a split has too few queries.
+    /// If the training split has too few queries.
     pub fn train(data: &QualityData, seed: u64, data_sha256: &str) -> Result<Self, TooFewRows> {
         let train: Vec<&Query> = data.split(Split::Train).collect();
-        let validation: Vec<&Query> = data.split(Split::Validation).collect();
-        for (split, rows, needed) in
-            [("train", train.len(), FEWEST_TRAIN), ("validation", validation.len(), FEWEST_VALIDATION)]
-        {
-            if rows < needed {
-                return Err(TooFewRows { split, rows, needed });
-            }
+        if train.len() < FEWEST_TRAIN {
+            return Err(TooFewRows { rows: train.len(), needed: FEWEST_TRAIN });
         }
         let mut scorer = Self::vocabulary(data, &train);
-        scorer.provenance = Provenance {
-            data_sha256: data_sha256.into(),
-            train_queries: train.len(),
-            validation_queries: validation.len(),
-            seed,
-        };
+        scorer.provenance = Provenance { data_sha256: data_sha256.into(), train_queries: train.len(), seed };
         let mut scratch = Scratch::default();
         let rows: Vec<Row> = train.iter().map(|query| scorer.row(&query.prompt, &mut scratch)).collect();
         let columns = scorer.slots.len() + SURFACE + 1;
-        let heads: Vec<Vec<f32>> = (0..data.models.len())
-            .map(|model| {
-                let targets: Vec<f32> = train.iter().map(|query| query.scores[model]).collect();
-                let mut rng = ChaCha8Rng::seed_from_u64(seed.wrapping_add(model as u64));
-                fit(&rows, &targets, columns, COST, &mut rng)
-            })
-            .collect();
+        let mut heads = Vec::with_capacity(data.models.len());
+        for model in 0..data.models.len() {
+            let targets: Vec<f32> = train.iter().map(|query| query.scores[model]).collect();
+            let mut rng = ChaCha8Rng::seed_from_u64(seed.wrapping_add(model as u64));
+            scorer.calibration[model] = platt(&cross_fitted(&rows, &targets, columns, &mut rng), &targets);
+            heads.push(fit(&rows.iter().collect::<Vec<_>>(), &targets, columns, COST, &mut rng));
+        }
         scorer.weights = (0..columns).flat_map(|column| heads.iter().map(move |head| head[column])).collect();
-        scorer.calibrate(&validation);
         Ok(scorer)
     }
 
@@ -145,12 +147,7 @@ impl Scorer {
         };
         let mut scorer = Self {
             models: data.models.clone(),
-            provenance: Provenance {
-                data_sha256: String::new(),
-                train_queries: train.len(),
-                validation_queries: 0,
-                seed: 0,
-            },
+            provenance: Provenance { data_sha256: String::new(), train_queries: train.len(), seed: 0 },
             mean_output_tokens: (0..data.models.len()).map(mean_output).collect(),
             row_of: Vec::new(),
             slots,
@@ -204,23 +201,6 @@ impl Scorer {
         let mut row = Row::new();
         self.for_each_feature(prompt, scratch, |column, value| row.push((column as u32, value)));
         row
-    }
-
-    fn calibrate(&mut self, validation: &[&Query]) {
-        let mut scratch = Scratch::default();
-        let models = self.models.len();
-        let mut raw = vec![0.0_f32; models];
-        let mut scores = vec![Vec::with_capacity(validation.len()); models];
-        for query in validation {
-            self.raw(&query.prompt, &mut scratch, &mut raw);
-            for (scores, raw) in scores.iter_mut().zip(&raw) {
-                scores.push(f64::from(*raw));
-            }
-        }
-        for (model, scores) in scores.iter().enumerate() {
-            let targets: Vec<f32> = validation.iter().map(|query| query.scores[model]).collect();
-            self.calibration[model] = platt(scores, &targets);
-        }
     }
 
     /// Uncalibrated scores (log odds).

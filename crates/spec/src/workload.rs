@@ -112,14 +112,14 @@ impl Trace {
     }
 }
 
-/// Which part of the quality data a query belongs to: a scorer is trained on one part, calibrated and the policy
-/// chosen on the second, and quality is reported on the third.
+/// Which part of the quality data a query belongs to: a scorer is trained and calibrated on one part, the policy chosen
+/// and certified on the second, and quality reported on the third.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Split {
-    /// Trains the scorer.
+    /// Trains and calibrates the scorer.
     Train,
-    /// Calibrates the scorer and chooses the policy.
+    /// Chooses and certifies the policy.
     Validation,
     /// Reports.
     Test,

@@ -17,7 +17,7 @@ use crate::printer::Printer;
 /// What to do with the query router.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
-    /// Train a scorer on the training part of quality data and calibrate it on the validation part.
+    /// Train and calibrate a scorer on the training part of quality data.
     Train(Train),
     /// Score a router on the test part of quality data.
     Eval(Eval),
@@ -68,9 +68,8 @@ fn train(args: &Train, printer: Printer) -> Result<Ending, Failure> {
     write_whole(&args.output, text.as_bytes())?;
     let provenance = scorer.provenance();
     printer.say(format_args!(
-        "trained on {} queries, calibrated on {}; wrote {}",
+        "trained on {} queries; wrote {}",
         provenance.train_queries,
-        provenance.validation_queries,
         args.output.display()
     ));
     printer.data(&serde_json::json!({

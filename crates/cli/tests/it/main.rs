@@ -163,6 +163,29 @@ fn bad_specs_are_refused_with_place_and_remedy() {
 }
 
 #[test]
+fn too_few_queries_are_refused() {
+    let folder = Folder::new("few");
+    let rows = |count: usize, split: &str| -> String {
+        let row = |id| {
+            format!(
+                "{{\"id\":\"{split}{id}\",\"prompt\":\"q {id}\",\"split\":\"{split}\",\"scores\":{{\"llama-3.1-8b\":0,\"llama-3.1-70b\":1}}}}\n"
+            )
+        };
+        (0..count).map(row).collect()
+    };
+    for (data, says) in [
+        (rows(20, "train"), "in the training part"),
+        (rows(200, "train"), "in the validation part"),
+        (rows(200, "train") + &rows(200, "validation"), "in the test part"),
+    ] {
+        let data = folder.file("quality.jsonl", &data);
+        let file = folder.file("boute.yaml", &spec("data/mmlu_pro_llama.jsonl.gz", &data));
+        let said = refused(2, &["plan", &file]);
+        assert!(said.contains(says), "{said}");
+    }
+}
+
+#[test]
 fn bad_data_is_refused() {
     let folder = Folder::new("data");
     for (name, contents, says) in [
