@@ -40,7 +40,7 @@ fn replica() -> (ReplicaConfig, ReplicaModel) {
         unreachable!("the catalogue has these")
     };
     let engine = default_engine(gpu, &model.shape, 8192);
-    let config = ReplicaConfig { model: model.clone(), gpu: gpu.clone(), tp: 1, pp: 1, engine };
+    let config = ReplicaConfig::new(model.clone(), gpu.clone(), 1, 1, engine);
     let Ok(replica) = ReplicaModel::new(&config, Calibration::builtin()) else { unreachable!("it fits") };
     (config, replica)
 }
