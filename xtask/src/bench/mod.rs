@@ -1,0 +1,94 @@
+//! Benchmarks that anyone can run: `cargo xtask bench [NAME] [small]`; `small` is for continuous integration.
+//!
+//! Speeds are per second of CPU time of one thread (the machine may be busy with other things), medians of several rounds
+//! where a round is short; bars are wide enough that noise does not fail them.
+
+use std::hint::black_box;
+use std::process::ExitCode;
+
+use boute_perf::{Calibration, ReplicaConfig, ReplicaModel, StepTime, default_engine};
+use boute_spec::catalog::Catalog;
+
+mod sim;
+
+/// Rounds of each short measurement.
+const ROUNDS: usize = 5;
+
+pub(crate) fn run(arguments: &[&str]) -> ExitCode {
+    let small = arguments.contains(&"small");
+    let mut report = Report { kept: true };
+    match arguments {
+        ["sim", "memory"] => return sim::print_peak_memory(),
+        ["sim", ..] => sim::run(small, &mut report),
+        _ => {
+            report.at_least("step times per second", steps_per_second(), 500_000.0);
+            sim::run(small, &mut report);
+        }
+    }
+    if report.kept { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Prints measures beside their bars.
+pub(crate) struct Report {
+    kept: bool,
+}
+
+impl Report {
+    pub(crate) fn at_least(&mut self, name: &str, value: f64, bar: f64) {
+        self.row(name, value, format_args!("≥ {bar}"), value >= bar);
+    }
+
+    pub(crate) fn at_most(&mut self, name: &str, value: f64, bar: f64) {
+        self.row(name, value, format_args!("≤ {bar}"), value <= bar);
+    }
+
+    fn row(&mut self, name: &str, value: f64, bar: std::fmt::Arguments<'_>, met: bool) {
+        self.kept &= met;
+        println!("{name:<66} {value:>12.3}  {bar:<10} {}", if met { "met" } else { "NOT MET" });
+    }
+}
+
+/// Seconds of CPU time that this thread takes for `work`, and what it gives.
+fn cpu_seconds<T>(work: impl FnOnce() -> T) -> (f64, T) {
+    let start = cpu_clock_s();
+    let result = work();
+    (cpu_clock_s() - start, result)
+}
+
+/// CPU time of this thread so far; wall time where the system does not say.
+fn cpu_clock_s() -> f64 {
+    let counters = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let nanos = counters.split(' ').next().and_then(|nanos| nanos.parse::<f64>().ok());
+    static BEGIN: std::sync::OnceLock<std::time::Instant> = std::sync::OnceLock::new();
+    nanos.map_or_else(|| BEGIN.get_or_init(std::time::Instant::now).elapsed().as_secs_f64(), |it| it * 1e-9)
+}
+
+fn replica() -> (ReplicaConfig, ReplicaModel) {
+    let catalog = Catalog::builtin();
+    let (Ok(model), Ok(gpu)) = (catalog.model("llama-3.1-8b"), catalog.gpu("H100-SXM")) else {
+        unreachable!("the catalogue has these")
+    };
+    let engine = default_engine(gpu, &model.shape, 8192);
+    let config = ReplicaConfig { model: model.clone(), gpu: gpu.clone(), tp: 1, pp: 1, engine };
+    let Ok(replica) = ReplicaModel::new(&config, Calibration::builtin()) else { unreachable!("it fits") };
+    (config, replica)
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_unstable_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn steps_per_second() -> f64 {
+    const STEPS: u64 = 200_000;
+    let (_, replica) = replica();
+    let round = |_| {
+        let (seconds, ()) = cpu_seconds(|| {
+            for step in 0..STEPS {
+                black_box(replica.decode_time(1 + step % 256, 1000 * (1 + step % 256), 1));
+            }
+        });
+        STEPS as f64 / seconds
+    };
+    median((0..ROUNDS).map(round).collect())
+}
