@@ -1,10 +1,11 @@
 //! The project's own chores: `cargo xtask tidy`, `cargo xtask bench NAME`.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a developer's tool talks to the terminal")]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 mod bench;
+mod calibrate;
 mod tidy;
 
 fn main() -> ExitCode {
@@ -13,15 +14,30 @@ fn main() -> ExitCode {
     match words.as_slice() {
         ["tidy"] => tidy(),
         ["bench", rest @ ..] => bench::run(rest),
+        ["calibrate"] => done(calibrate::run(&root())),
         _ => {
-            eprintln!("usage: cargo xtask tidy | bench [small]");
+            eprintln!("usage: cargo xtask tidy | calibrate | bench [sim] [small]");
             ExitCode::from(2)
         }
     }
 }
 
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn done(result: Result<(), String>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("{message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 fn tidy() -> ExitCode {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let root = root();
     let found = tidy::violations(&root);
     for violation in &found {
         eprintln!("{violation}");

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use boute_planner::{GpuOffer, Problem, QualityInputs};
 use boute_router::Scorer;
 use boute_router::certify::FloorRule;
-use boute_spec::catalog::{Catalog, Model, ModelShape};
+use boute_spec::catalog::{Catalog, Model};
 use boute_spec::data_file::{parse_quality, parse_trace};
 use boute_spec::file::{Floor, ModelEntry, QualityEntry, Spec, Stock};
 use boute_spec::parse::parse_spec;
@@ -103,19 +103,15 @@ pub(crate) fn model(entry: &ModelEntry, open: Open<'_>) -> Result<Model, Failure
     let Some(config) = &entry.config else {
         let mut model = Catalog::builtin().model(&entry.id).map_err(Failure::told)?.clone();
         model.id.clone_from(&entry.id);
-        model.precision = entry.dtype.unwrap_or(model.precision);
+        if let Some(dtype) = entry.dtype {
+            (model.precision, model.expert_precision) = (dtype, None);
+        }
         model.weights = entry.weights.clone().unwrap_or(model.weights);
         return Ok(model);
     };
     let input = open(config)?;
-    let (shape, precision) = ModelShape::from_hf(&input.name, &input.text).map_err(Failure::told)?;
-    Ok(Model {
-        id: entry.id.clone(),
-        weights: entry.weights.clone().unwrap_or_else(|| entry.id.clone()),
-        shape,
-        precision: entry.dtype.unwrap_or(precision),
-        kv_bytes_per_element: 2,
-    })
+    let weights = entry.weights.as_deref().unwrap_or(&entry.id);
+    Model::from_hf(&entry.id, weights, &input.name, &input.text, entry.dtype).map_err(Failure::told)
 }
 
 fn offers(spec: &Spec, cloud: Option<&str>, notes: &mut Vec<String>) -> Result<Vec<GpuOffer>, Failure> {

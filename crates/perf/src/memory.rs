@@ -1,19 +1,22 @@
 //! Whether a replica fits in memory, and how much KV cache is left.
 //!
 //! ```text
-//! KV tokens = floor((M·u − W/(t·p) − R) / (k·⌈L/p⌉/t')), the same on every GPU of the replica
+//! KV tokens = floor((M·u − W/p − R) / (k·⌈L/p⌉/t')), the same on every GPU of the replica
 //! ```
 //! | symbol | meaning | unit |
 //! |---|---|---|
 //! | M, u | memory of a GPU, share the engine may fill | B, – |
-//! | W, t, p | weights, tensor and pipeline parallelism | B, –, – |
+//! | W, t, p | weights on a GPU of a replica without stages, tensor and pipeline parallelism | B, –, – |
 //! | R | activations, CUDA graphs, and communication buffers where t > 1 | B |
-//! | k, L | KV cache of one token in one layer, layers | B, – |
+//! | k, L | KV cache of one token in one layer, layers that have one | B, – |
 //! | t' | GPUs over which the cache is divided: min(t, KV heads); 1 for latent attention | – |
+//!
+//! Layers are divided over t GPUs, routed experts over t × attention data parallelism; embeddings and output head are
+//! 16-bit at any precision.
 //!
 //! Source: vLLM's block allocation; R from aiconfigurator's vLLM memory model (3.5 GiB and 342–392 MiB).
 
-use boute_spec::catalog::ModelShape;
+use boute_spec::catalog::{ModelShape, Precision};
 use boute_spec::plan::EngineFlags;
 use boute_spec::units::Bytes;
 
@@ -99,7 +102,7 @@ pub(crate) fn kv_shards(shape: &ModelShape, tp: u32) -> u32 {
 /// # Errors
 /// If the parallelism cannot be, or the weights and one sequence of `max_model_len` tokens do not fit.
 pub fn memory_fit(config: &ReplicaConfig) -> Result<MemoryFit, FitError> {
-    let ReplicaConfig { model, gpu, tp, pp, engine } = config;
+    let ReplicaConfig { model, gpu, tp, pp, engine, .. } = config;
     let shape = &model.shape;
     let parallelism =
         |why| FitError::Parallelism { model: model.id.clone(), gpu: gpu.name.clone(), tp: *tp, pp: *pp, why };
@@ -118,15 +121,9 @@ pub fn memory_fit(config: &ReplicaConfig) -> Result<MemoryFit, FitError> {
     if *pp > shape.layers {
         return Err(parallelism("there are fewer layers than stages"));
     }
-    let communication = if *tp > 1 { COMMUNICATION_BYTES } else { 0.0 };
-    let weights = shape.parameters() * model.precision.bytes_per_weight() / f64::from(tp * pp);
-    let kv_per_layer =
-        kv_bytes_per_layer(shape, model.kv_bytes_per_element) / f64::from(kv_shards(shape, *tp));
-    let kv_bytes_per_token = kv_per_layer * f64::from(shape.layers.div_ceil(*pp));
-    let have = gpu.memory_bytes.0 as f64 * engine.gpu_memory_utilization;
-    let fixed = weights + ACTIVATION_BYTES + communication;
-    let blocks = ((have - fixed) / (kv_bytes_per_token * BLOCK_TOKENS as f64)).max(0.0) as u64;
-    let kv_cache_tokens = blocks * BLOCK_TOKENS;
+    let fit = divide(config);
+    let (fixed, have) = (reserved(config) + fit.weights_bytes.0 as f64, fillable(config));
+    let MemoryFit { kv_bytes_per_token, kv_cache_tokens, .. } = fit;
     if kv_cache_tokens < u64::from(engine.max_model_len) {
         let gib = |bytes: f64| Bytes(bytes as u64).gib();
         return Err(FitError::OutOfMemory {
@@ -139,7 +136,38 @@ pub fn memory_fit(config: &ReplicaConfig) -> Result<MemoryFit, FitError> {
             fits_at: (*tp < 8).then(|| wider_fit(config)).flatten(),
         });
     }
-    Ok(MemoryFit { weights_bytes: Bytes(weights as u64), kv_bytes_per_token, kv_cache_tokens })
+    Ok(fit)
+}
+
+/// Bytes of a GPU that the engine may fill.
+fn fillable(config: &ReplicaConfig) -> f64 {
+    config.gpu.memory_bytes.0 as f64 * config.engine.gpu_memory_utilization
+}
+
+/// Bytes that neither weights nor cache may have.
+fn reserved(config: &ReplicaConfig) -> f64 {
+    ACTIVATION_BYTES + if config.tp * config.dp > 1 { COMMUNICATION_BYTES } else { 0.0 }
+}
+
+/// How memory is divided, whether or not anything is left for the cache.
+pub(crate) fn divide(config: &ReplicaConfig) -> MemoryFit {
+    let ReplicaConfig { model, tp, pp, dp, .. } = config;
+    let shape = &model.shape;
+    let (t, stages) = (f64::from(*tp), f64::from(*pp));
+    let experts = shape.expert_parameters();
+    let embeddings = shape.embedding_parameters();
+    let layers = shape.parameters() - experts - embeddings;
+    let weights = (layers * model.precision.bytes_per_weight() / t
+        + embeddings * Precision::Bf16.bytes_per_weight() / t
+        + experts * model.experts().bytes_per_weight() / (t * f64::from(*dp)))
+        / stages;
+    let kv_per_layer =
+        kv_bytes_per_layer(shape, model.kv_bytes_per_element) / f64::from(kv_shards(shape, *tp));
+    let kv_bytes_per_token = kv_per_layer * f64::from(shape.attention_layers().div_ceil(*pp));
+    let left = fillable(config) - reserved(config) - weights;
+    let blocks = (left / (kv_bytes_per_token * BLOCK_TOKENS as f64)).max(0.0) as u64;
+    let kv_cache_tokens = blocks * BLOCK_TOKENS * u64::from(*dp);
+    MemoryFit { weights_bytes: Bytes(weights as u64), kv_bytes_per_token, kv_cache_tokens }
 }
 
 /// The least larger tensor parallelism at which `config` fits.
@@ -185,7 +213,7 @@ mod tests {
     fn config(model: &str, gpu: &str, tp: u32, pp: u32) -> ReplicaConfig {
         let (model, gpu) = (Catalog::builtin().model(model).unwrap(), Catalog::builtin().gpu(gpu).unwrap());
         let engine = default_engine(gpu, &model.shape, 16_384);
-        ReplicaConfig { model: model.clone(), gpu: gpu.clone(), tp, pp, engine }
+        ReplicaConfig::new(model.clone(), gpu.clone(), tp, pp, engine)
     }
 
     #[test]

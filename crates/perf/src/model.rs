@@ -1,78 +1,128 @@
-//! Step time of one replica: a soft roofline per kernel, communication, and the engine's overhead.
+//! Step time of one replica: its kernels, communication, and the engine's overhead.
 //!
 //! ```text
-//! step  = m-th part of the batch through all L layers, + (p − 1) sends, + engine
-//! layer = Σ GEMM + prefill attention + decode attention + 2 all-reduces + rest
-//! GEMM  = t0 + ((F/(peak·mfu))^q + (B/(bandwidth·eff))^q)^(1/q),  F = 2·k·n·T/t,  B = w·k·n/t + 2·T·(k + n/t)
-//! prefill attention = t0 + max(F/(peak·mfu), B/(bandwidth·eff)),  F = a·(d_qk + d_v)·Σ n(2k + n)/t
-//! decode attention  = t0 + K · max(kv/(bandwidth·eff), F_1/(peak·mfu))
-//! all-reduce = alpha + 2(t−1)/t · 2·T·h / bus
+//! step  = m-th part of the batch through all L layers, + (p − 1) sends, + output head, + engine
+//! layer = projections + attention + feed-forward + 2 all-reduces + elementwise + rest
 //! ```
-//! | symbol | meaning | here |
-//! |---|---|---|
-//! | T, K | tokens in the step, sum of the decoding sequences' contexts | [`Batch`] |
-//! | t, p, L, h, a, d | TP, PP, layers, hidden, heads, head width | [`ReplicaConfig`] |
-//! | w, kv | bytes per weight, KV bytes per token and layer on one GPU | |
-//! | m | micro-batches in flight: min(p, sequences) | |
+//! | symbol | meaning |
+//! |---|---|
+//! | L, p | layers, pipeline stages |
+//! | m | micro-batches in flight: min(p, sequences) |
 //!
-//! A mixture of experts reads `E·(1 − (1 − k/E)^T)` experts (uniform routing) and computes `k` per token. Latent
-//! attention reads one compressed vector per token. A windowed layer reads at most `window` tokens per sequence.
-//! Pipeline stages each work on one micro-batch, so a step over the whole batch takes as long as one micro-batch takes
-//! through all layers. Source of the forms: Williams, Waterman, Patterson, "Roofline", CACM 52(4), 2009; GEMM and
-//! attention sizes from the transformer's definition; constants in `catalog/calibration.toml`.
+//! The kernels and their forms: [`crate::kernels`]. A mixture of experts reads the experts that its tokens touch and computes
+//! those they use; with attention data parallelism each group of GPUs has its own sequences and all share the experts, after an
+//! exchange of tokens. Latent attention reads one compressed vector per token. A windowed layer reads at most `window` tokens
+//! per sequence. A layer of linear attention reads and writes a state per sequence instead. Pipeline stages each work on one
+//! micro-batch, so a step over the whole batch takes as long as one micro-batch takes through all layers.
 //!
 //! By construction no kernel is faster than peak compute or bandwidth, and more work never takes less time.
 
-use boute_spec::catalog::{ModelShape, Moe, Source};
+use boute_spec::catalog::{LinearAttention, ModelShape, Source};
 use boute_spec::units::SimTime;
 
-use crate::calibration::{Calibration, Gemm, GpuCalibration};
-use crate::memory::{FitError, MemoryFit, kv_bytes_per_layer, kv_shards, memory_fit};
+use crate::calibration::{Calibration, EngineOverhead, KernelSet, Stack};
+use crate::kernels::{ACTIVATION_BYTES, ExpertShape, Experts, Hardware, Matrix};
+use crate::memory::{FitError, MemoryFit, divide, kv_bytes_per_layer, kv_shards, memory_fit};
 use crate::{Batch, ReplicaConfig, StepTime};
 
 /// Fixed time of one send between pipeline stages, in seconds (aiconfigurator's P2P latency).
 const SEND_S: f64 = 10e-6;
-/// 16-bit activations.
-const ACTIVATION_BYTES: f64 = 2.0;
+/// Share of the link that an exchange of tokens between ranks reaches (assumed).
+const EXCHANGE_EFFICIENCY: f64 = 0.6;
+/// Share of peak compute and bandwidth that the recurrence of linear attention reaches (assumed).
+const RECURRENCE_EFFICIENCY: f64 = 0.3;
+/// The recurrence's state is kept in 32 bits.
+const STATE_BYTES: f64 = 4.0;
 
-/// One weight matrix of a layer on one GPU: `inputs × outputs`, seconds by the soft roofline.
-#[derive(Debug, Clone, Copy)]
+/// Where the seconds of a step go, by what bounds them.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 #[expect(clippy::struct_field_names, reason = "the unit is the last word of the name")]
-struct Matrix {
-    /// Seconds of compute per token.
-    compute_s: f64,
-    /// Seconds of bandwidth for the weights.
-    weights_s: f64,
-    /// Seconds of bandwidth per token for activations.
-    activations_s: f64,
+pub struct StepParts {
+    /// Kernels bound by compute.
+    pub compute_s: f64,
+    /// Kernels bound by reading weights and activations.
+    pub bandwidth_s: f64,
+    /// Reading the KV cache of decoding sequences.
+    pub kv_s: f64,
+    /// All-reduces, exchanges and sends.
+    pub communication_s: f64,
+    /// Launches, fixed times of kernels, and the engine.
+    pub overhead_s: f64,
 }
 
-/// The experts of a layer on one GPU.
+impl StepParts {
+    /// All together.
+    pub fn total_s(&self) -> f64 {
+        self.compute_s + self.bandwidth_s + self.kv_s + self.communication_s + self.overhead_s
+    }
+
+    /// The largest part, in a word.
+    pub fn binding(&self) -> &'static str {
+        [
+            (self.compute_s, "compute"),
+            (self.bandwidth_s, "bandwidth"),
+            (self.kv_s, "KV cache"),
+            (self.communication_s, "communication"),
+            (self.overhead_s, "overhead"),
+        ]
+        .into_iter()
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map_or("overhead", |(_, name)| name)
+    }
+
+    #[inline]
+    fn add(&mut self, times: f64, cost: crate::kernels::Cost) {
+        self.compute_s += times * cost.compute_s;
+        self.bandwidth_s += times * cost.bandwidth_s;
+        self.overhead_s += times * cost.fixed_s;
+    }
+}
+
+/// A layer of linear attention.
 #[derive(Debug, Clone, Copy)]
-struct Experts {
-    /// As if every expert were touched.
-    all: Matrix,
-    /// Chance that one token does not use a given expert.
-    miss: f64,
+struct Recurrence {
+    layers: f64,
+    projections: [Matrix; 2],
+    /// Seconds per decoding sequence: its state in and out.
+    sequence_s: f64,
+    /// Seconds per prompt token.
+    token_s: f64,
+}
+
+/// Layers with experts.
+#[derive(Debug, Clone, Copy)]
+struct ExpertLayers {
+    layers: f64,
+    routed: Experts,
+    shared: [Matrix; 2],
+    /// Choosing the experts.
+    choice: Matrix,
+    /// Two exchanges of tokens between ranks: fixed seconds, and seconds per token.
+    exchange: (f64, f64),
 }
 
 /// The cost model of one replica.
 #[derive(Debug, Clone)]
 pub struct ReplicaModel {
     layers: f64,
-    moe_layers: f64,
+    attention_layers: f64,
+    windowed_layers: f64,
     dense_layers: f64,
-    attention: [Matrix; 2],
+    projections: [Matrix; 4],
     dense: [Matrix; 2],
-    experts: Option<Experts>,
+    experts: Option<ExpertLayers>,
+    recurrence: Option<Recurrence>,
     head: Matrix,
-    gemm: Gemm,
     /// Seconds per query-key pair (twice counted) in one layer.
     pair_s: f64,
     /// Seconds per token of prefilled context in one layer.
     context_s: f64,
+    /// Seconds per prompt token in one layer: queries, keys, values, outputs in and out of memory.
+    prompt_token_s: f64,
     prefill_t0_s: f64,
     decode_t0_s: f64,
+    /// Seconds per decoding sequence in one layer, beside reading its cache.
+    sequence_s: f64,
     /// Per token of decoding context, all layers without window; by number of micro-batches less one.
     slope: Vec<SimTime>,
     /// The same for windowed layers.
@@ -81,11 +131,15 @@ pub struct ReplicaModel {
     all_reduce_alpha_s: f64,
     /// Seconds per token of one all-reduce.
     all_reduce_s: f64,
+    /// Seconds per token and layer of norms, activation functions and rotary embedding.
+    elementwise_s: f64,
     /// Seconds of sends: fixed, per token.
     sends: (f64, f64),
     overhead_s: f64,
     stages: u64,
-    request: SimTime,
+    groups: u64,
+    launch_s: f64,
+    engine: EngineOverhead,
     memory: MemoryFit,
     source: Source,
 }
@@ -96,64 +150,93 @@ impl ReplicaModel {
     /// # Errors
     /// If the replica does not fit.
     pub fn new(config: &ReplicaConfig, calibration: &Calibration) -> Result<Self, FitError> {
-        let memory = memory_fit(config)?;
-        let ReplicaConfig { model, gpu, tp, pp, .. } = config;
+        memory_fit(config)?;
+        Ok(Self::whether_or_not_it_fits(config, calibration))
+    }
+
+    /// The model of a replica that is known to run, whatever our estimate of its memory says.
+    pub(crate) fn whether_or_not_it_fits(config: &ReplicaConfig, calibration: &Calibration) -> Self {
+        let ReplicaConfig { model, gpu, tp, pp, dp, .. } = config;
         let shape = &model.shape;
-        let of = calibration.of(gpu, model.precision);
+        let kernels = calibration.kernels(model, gpu);
+        let (stack, engine) = (calibration.stack, calibration.engine.of(config.backend));
         let t = f64::from(*tp);
-        let bandwidth = gpu.bandwidth_bytes_per_s;
-        let matrix = |inputs: f64, outputs: f64| {
-            let weights = inputs * outputs / t;
-            Matrix {
-                compute_s: 2.0 * weights / (of.peak_flops * of.gemm.mfu),
-                weights_s: weights * model.precision.bytes_per_weight() / (bandwidth * of.gemm.bandwidth),
-                activations_s: ACTIVATION_BYTES * (inputs + outputs) / t / (bandwidth * of.gemm.bandwidth),
-            }
-        };
         let hidden = f64::from(shape.hidden);
-        let (pair_s, context_s, per_token_s) = attention_seconds(config, &of);
-        let windowed = shape.sliding_window.as_ref().map_or(0, |window| window.layers);
+        let bandwidth = gpu.bandwidth_bytes_per_s;
+        let layer = |inputs: f64, outputs: f64| {
+            let (mut gemm, hardware) = kernels.gemm;
+            gemm.quantise *= engine.quantise;
+            gemm.matrix(&hardware, inputs, outputs, model.precision.bytes_per_weight())
+        };
+        let wide = |inputs: f64, outputs: f64| kernels.head.0.matrix(&kernels.head.1, inputs, outputs, 2.0);
+        let ffn = |width: f64| [layer(hidden, 2.0 * width / t), layer(width / t, hidden)];
+        let attention = AttentionCost::of(config, &kernels);
+        let windowed =
+            shape.sliding_window.as_ref().map_or(0, |window| window.layers.min(shape.attention_layers()));
         let per_micro_batch = |layers: u32| {
             (1..=*pp)
-                .map(|m| SimTime((per_token_s * f64::from(layers) / f64::from(m) * 1e12).ceil() as u64))
+                .map(|m| {
+                    let parts = f64::from(m) * f64::from(*dp);
+                    SimTime((attention.decoding_context_s * f64::from(layers) / parts * 1e12).ceil() as u64)
+                })
                 .collect()
         };
-        let (all_reduce_alpha_s, bus) = match tp {
-            1 => (0.0, f64::INFINITY),
-            2 => of.all_reduce[0],
-            4 => of.all_reduce[1],
-            _ => of.all_reduce[2],
+        let all_reduce = kernels.all_reduce[tp.ilog2().clamp(1, 3) as usize - 1];
+        let (alpha_s, token_s) = if *tp == 1 {
+            (0.0, 0.0)
+        } else {
+            let bytes = ACTIVATION_BYTES * hidden;
+            let fixed = all_reduce.alpha_us * 1e-6;
+            (fixed * stack.all_reduce_alpha, all_reduce.seconds(t, bytes) - fixed)
         };
-        let inside = tp * pp <= gpu.gpus_per_node;
-        let link = if inside { gpu.link_bytes_per_s } else { gpu.network_bytes_per_s };
+        let link =
+            if config.gpus() <= gpu.gpus_per_node { gpu.link_bytes_per_s } else { gpu.network_bytes_per_s };
         let sends = f64::from(pp - 1);
-        let dense_layers = shape.moe.as_ref().map_or(shape.layers, |moe| moe.dense_layers);
-        let engine = calibration.engine;
-        Ok(Self {
+        let experts = shape.moe.as_ref().map(|_| {
+            let choice = wide(hidden, f64::from(shape.moe.as_ref().map_or(0, |moe| moe.experts)));
+            let shared = ffn(f64::from(shape.moe.as_ref().map_or(0, |moe| moe.shared_ffn)));
+            expert_layers(config, &kernels, &stack, choice, shared)
+        });
+        let moe_layers = experts.map_or(0.0, |experts| experts.layers);
+        Self {
             layers: f64::from(shape.layers),
-            moe_layers: f64::from(shape.layers - dense_layers),
-            dense_layers: f64::from(dense_layers),
-            attention: attention_matrices(shape, matrix),
-            dense: [matrix(hidden, 2.0 * f64::from(shape.ffn)), matrix(f64::from(shape.ffn), hidden)],
-            experts: shape.moe.as_ref().map(|moe| experts(moe, hidden, matrix)),
-            head: matrix(hidden, f64::from(shape.vocab)),
-            gemm: of.gemm,
-            pair_s,
-            context_s,
-            prefill_t0_s: of.prefill_attention.t0_us * 1e-6,
-            decode_t0_s: of.decode_attention.t0_us * 1e-6,
-            slope: per_micro_batch(shape.layers - windowed),
+            attention_layers: f64::from(shape.attention_layers()),
+            windowed_layers: f64::from(windowed),
+            dense_layers: f64::from(shape.dense_layers()),
+            projections: projections(shape, t, layer),
+            dense: ffn(f64::from(shape.ffn)),
+            experts,
+            recurrence: shape
+                .linear_attention
+                .as_ref()
+                .map(|linear| recurrence(linear, hidden, t, &kernels.head.1, layer)),
+            head: wide(hidden, f64::from(shape.vocab) / t),
+            pair_s: attention.pair_s,
+            context_s: attention.context_s,
+            prompt_token_s: attention.prompt_token_s,
+            prefill_t0_s: kernels.prefill.t0_us * 1e-6,
+            decode_t0_s: kernels.decode.t0_us * 1e-6,
+            sequence_s: kernels.decode.head_ns * 1e-9 * f64::from(shape.heads) / t,
+            slope: per_micro_batch(shape.attention_layers() - windowed),
             window_slope: per_micro_batch(windowed),
             window: shape.sliding_window.as_ref().map_or(u64::MAX, |window| u64::from(window.window)),
-            all_reduce_alpha_s,
-            all_reduce_s: 2.0 * (t - 1.0) / t * ACTIVATION_BYTES * hidden / bus,
+            all_reduce_alpha_s: alpha_s,
+            all_reduce_s: token_s,
+            elementwise_s: stack.elementwise * elementwise_elements(shape, t) * ACTIVATION_BYTES / bandwidth,
             sends: (sends * SEND_S, sends * ACTIVATION_BYTES * hidden / link),
-            overhead_s: engine.step_us * 1e-6 + f64::from(shape.layers) * engine.layer_us * 1e-6,
+            overhead_s: 1e-6
+                * (engine.step_us
+                    + f64::from(shape.layers) * stack.layer_us
+                    + moe_layers * stack.expert_layer_us),
             stages: u64::from(*pp),
-            request: SimTime::from_seconds(engine.request_ms * 1e-3),
-            memory,
-            source: of.source,
-        })
+            groups: u64::from(*dp),
+            launch_s: 1e-3
+                * (f64::from(shape.dense_layers()) * stack.layer_launch_ms
+                    + moe_layers * engine.expert_layer_launch_ms),
+            engine,
+            memory: divide(config),
+            source: kernels.source,
+        }
     }
 
     /// How the memory is divided.
@@ -161,70 +244,102 @@ impl ReplicaModel {
         self.memory
     }
 
-    /// The worst source among the constants.
+    /// Whether the kernels were measured on this GPU type.
     pub const fn source(&self) -> Source {
         self.source
     }
 
-    /// What a request takes outside the engine's steps: protocol and tokenising.
-    pub const fn request_time(&self) -> SimTime {
-        self.request
+    /// What the engine adds.
+    pub(crate) const fn engine(&self) -> &EngineOverhead {
+        &self.engine
     }
 
-    /// Seconds of everything but decode attention's reading of the context.
-    fn base_s(&self, batch: &Batch) -> f64 {
-        let parts = self.micro_batches(batch) as f64;
-        let tokens = (batch.prefill_tokens + batch.decodes) as f64 / parts;
-        let sampled = (batch.prefill_ends + batch.decodes) as f64 / parts;
-        let mut layer_s: f64 = self.attention.iter().map(|matrix| self.gemm_s(matrix, tokens, tokens)).sum();
-        if self.all_reduce_s > 0.0 {
-            layer_s += 2.0 * (self.all_reduce_alpha_s + self.all_reduce_s * tokens);
+    /// Groups of attention data parallelism.
+    pub(crate) const fn groups(&self) -> u64 {
+        self.groups
+    }
+
+    /// The least time in which a prompt's first step can be launched.
+    pub(crate) const fn launch_s(&self) -> f64 {
+        self.launch_s
+    }
+
+    /// What a request takes outside the engine's steps: protocol and tokenising.
+    pub fn request_time(&self) -> SimTime {
+        SimTime::from_seconds(self.engine.request_ms * 1e-3)
+    }
+
+    /// Where the seconds of one step go.
+    pub fn parts(&self, batch: &Batch) -> StepParts {
+        let mut parts = self.base(batch);
+        let (slope, window_slope, inside) = self.context_slopes(batch);
+        let context =
+            slope.saturating_mul(batch.decode_context).saturating_add(window_slope.saturating_mul(inside));
+        parts.kv_s += context as f64 * 1e-12;
+        parts
+    }
+
+    /// Everything but decode attention's reading of the context.
+    fn base(&self, batch: &Batch) -> StepParts {
+        let split = (self.micro_batches(batch) * self.groups) as f64;
+        let all_tokens = (batch.prefill_tokens + batch.decodes) as f64;
+        let tokens = all_tokens / split;
+        let sampled = (batch.prefill_ends + batch.decodes) as f64 / split;
+        let mut parts = StepParts::default();
+        for matrix in &self.projections {
+            parts.add(self.attention_layers, matrix.cost(tokens));
+        }
+        for matrix in &self.dense {
+            parts.add(self.dense_layers, matrix.cost(tokens));
+        }
+        if let Some(experts) = &self.experts {
+            parts.add(experts.layers, experts.routed.cost(tokens * self.groups as f64));
+            parts.add(experts.layers, experts.choice.cost(tokens));
+            for matrix in &experts.shared {
+                parts.add(experts.layers, matrix.cost(tokens));
+            }
+            parts.communication_s += experts.layers * (experts.exchange.0 + experts.exchange.1 * tokens);
+        }
+        if let Some(recurrence) = &self.recurrence {
+            for matrix in &recurrence.projections {
+                parts.add(recurrence.layers, matrix.cost(tokens));
+            }
+            parts.bandwidth_s += recurrence.layers * recurrence.sequence_s * batch.decodes as f64 / split;
+            parts.compute_s += recurrence.layers * recurrence.token_s * batch.prefill_tokens as f64 / split;
         }
         if batch.prefill_tokens > 0 {
-            let pairs = self.windowed_pairs(batch) / parts;
-            let context = batch.prefill_context as f64 / parts;
-            layer_s += self.prefill_t0_s + (self.pair_s * pairs).max(self.context_s * context);
+            self.add_prefill_attention(&mut parts, batch, split);
         }
         if batch.decodes > 0 {
-            layer_s += self.decode_t0_s;
+            let sequences = batch.decodes as f64 / split;
+            parts.overhead_s += self.attention_layers * (self.decode_t0_s + self.sequence_s * sequences);
         }
-        let dense_s: f64 = self.dense.iter().map(|matrix| self.gemm_s(matrix, tokens, tokens)).sum();
-        let expert_s = self.experts.map_or(0.0, |experts| self.experts_s(&experts, tokens));
         let (send_s, send_token_s) = self.sends;
-        self.layers * layer_s
-            + self.dense_layers * dense_s
-            + self.moe_layers * expert_s
-            + self.gemm_s(&self.head, sampled, sampled)
+        parts.communication_s += self.layers * 2.0 * (self.all_reduce_alpha_s + self.all_reduce_s * tokens)
             + send_s
-            + send_token_s * tokens
-            + self.overhead_s
+            + send_token_s * tokens;
+        parts.bandwidth_s += self.layers * self.elementwise_s * tokens;
+        parts.add(1.0, self.head.cost(sampled));
+        parts.overhead_s += self.overhead_s;
+        parts
     }
 
-    fn gemm_s(&self, matrix: &Matrix, compute_tokens: f64, tokens: f64) -> f64 {
-        if tokens == 0.0 {
-            return 0.0;
-        }
-        let compute = matrix.compute_s * compute_tokens;
-        let bytes = matrix.weights_s + matrix.activations_s * tokens;
-        self.gemm.t0_us * 1e-6 + soft_max(compute, bytes, self.gemm.q)
-    }
-
-    fn experts_s(&self, experts: &Experts, tokens: f64) -> f64 {
-        let touched = 1.0 - experts.miss.powf(tokens);
-        let matrix = Matrix { weights_s: experts.all.weights_s * touched, ..experts.all };
-        // Up and down projection are two launches.
-        self.gemm.t0_us * 1e-6 + self.gemm_s(&matrix, tokens, tokens)
-    }
-
-    /// Pairs (twice counted), less those beyond the window, averaged over layers.
-    fn windowed_pairs(&self, batch: &Batch) -> f64 {
+    fn add_prefill_attention(&self, parts: &mut StepParts, batch: &Batch, split: f64) {
         let pairs = batch.prefill_pairs_twice as f64;
-        if self.window == u64::MAX {
-            return pairs;
-        }
         let inside = pairs.min(2.0 * batch.prefill_tokens as f64 * self.window as f64);
-        let share = self.window_slope[0].0 as f64 / (self.window_slope[0].0 + self.slope[0].0).max(1) as f64;
-        pairs + share * (inside - pairs)
+        let full_layers = self.attention_layers - self.windowed_layers;
+        parts.compute_s += self.pair_s * (full_layers * pairs + self.windowed_layers * inside) / split;
+        let (context, tokens) = (batch.prefill_context as f64, batch.prefill_tokens as f64);
+        let traffic_s = self.context_s * context + self.prompt_token_s * tokens;
+        parts.bandwidth_s += self.attention_layers * traffic_s / split;
+        parts.overhead_s += self.attention_layers * self.prefill_t0_s;
+    }
+
+    /// Picoseconds per token of decoding context without and with window, and the tokens inside the window.
+    fn context_slopes(&self, batch: &Batch) -> (u64, u64, u64) {
+        let index = self.micro_batches(batch) as usize - 1;
+        let inside = batch.decode_context.min(batch.decodes.saturating_mul(self.window));
+        (self.slope[index].0, self.window_slope[index].0, inside)
     }
 
     fn micro_batches(&self, batch: &Batch) -> u64 {
@@ -253,13 +368,12 @@ impl ReplicaModel {
 
 impl StepTime for ReplicaModel {
     fn step_time(&self, batch: &Batch) -> SimTime {
-        let base = SimTime((self.base_s(batch) * 1e12).ceil() as u64);
-        let parts = self.micro_batches(batch) as usize - 1;
-        let inside = batch.decode_context.min(batch.decodes.saturating_mul(self.window));
+        let base = SimTime((self.base(batch).total_s() * 1e12).ceil() as u64);
+        let (slope, window_slope, inside) = self.context_slopes(batch);
         SimTime(
             base.0
-                .saturating_add(self.slope[parts].0.saturating_mul(batch.decode_context))
-                .saturating_add(self.window_slope[parts].0.saturating_mul(inside)),
+                .saturating_add(slope.saturating_mul(batch.decode_context))
+                .saturating_add(window_slope.saturating_mul(inside)),
         )
     }
 
@@ -269,7 +383,7 @@ impl StepTime for ReplicaModel {
         }
         let batch = Batch { decodes, ..Batch::default() };
         let base = self.step_time(&batch).0;
-        let parts = self.micro_batches(&batch) as usize - 1;
+        let (slope, window_slope, _) = self.context_slopes(&batch);
         // Σ over steps of the context, and of the context inside the window: arithmetic series.
         let series = |first: u64, count: u64| {
             u128::from(first) * u128::from(count)
@@ -279,53 +393,126 @@ impl StepTime for ReplicaModel {
         let below = if context > limit { 0 } else { steps.min((limit - context) / decodes.max(1) + 1) };
         let inside = series(context, below) + u128::from(limit) * u128::from(steps - below);
         let total = u128::from(base) * u128::from(steps)
-            + u128::from(self.slope[parts].0) * series(context, steps)
-            + u128::from(self.window_slope[parts].0) * inside;
+            + u128::from(slope) * series(context, steps)
+            + u128::from(window_slope) * inside;
         SimTime(u64::try_from(total).unwrap_or(u64::MAX))
     }
 }
 
-/// `(x^q + y^q)^(1/q)`: at least max(x, y), at most twice that.
-fn soft_max(x: f64, y: f64, q: f64) -> f64 {
-    let (low, high) = if x < y { (x, y) } else { (y, x) };
-    if low <= 0.0 { high } else { high * (1.0 + (low / high).powf(q)).powf(1.0 / q) }
-}
-
-/// The attention's projections: into queries, keys and values, and out of the heads.
-fn attention_matrices(shape: &ModelShape, matrix: impl Fn(f64, f64) -> Matrix) -> [Matrix; 2] {
-    let hidden = f64::from(shape.hidden);
-    let out = f64::from(shape.heads)
-        * shape.mla.as_ref().map_or(f64::from(shape.head_dim), |mla| f64::from(mla.value_head_dim));
-    let weights_in = shape.attention_parameters() - out * hidden;
-    [matrix(hidden, weights_in / hidden), matrix(out, hidden)]
-}
-
-fn experts(moe: &Moe, hidden: f64, matrix: impl Fn(f64, f64) -> Matrix) -> Experts {
-    let used = f64::from(moe.experts_per_token) * f64::from(moe.expert_ffn) + f64::from(moe.shared_ffn);
-    let stored = f64::from(moe.experts) * f64::from(moe.expert_ffn) + f64::from(moe.shared_ffn);
-    let (active, all) = (matrix(hidden, 3.0 * used), matrix(hidden, 3.0 * stored));
-    let miss = 1.0 - f64::from(moe.experts_per_token.min(moe.experts)) / f64::from(moe.experts.max(1));
-    Experts { all: Matrix { weights_s: all.weights_s, ..active }, miss }
-}
-
-/// Seconds in one layer on one GPU: per query-key pair (twice counted), per token of prefilled context, per token of
-/// decoding context.
-fn attention_seconds(config: &ReplicaConfig, of: &GpuCalibration) -> (f64, f64, f64) {
-    let ReplicaConfig { model, gpu, tp, .. } = config;
-    let shape = &model.shape;
-    let heads = f64::from(shape.heads) / f64::from(*tp);
-    let compute = gpu.bf16_flops * of.prefill_attention.mfu;
-    let (prefill_width, decode_width) = match &shape.mla {
-        None => (2 * shape.head_dim, 2 * shape.head_dim),
-        // Prefill expands keys and values; decode works on the compressed vector.
-        Some(mla) => (
-            mla.nope_head_dim + mla.rope_head_dim + mla.value_head_dim,
-            2 * mla.kv_lora_rank + mla.rope_head_dim,
-        ),
+/// The attention's projections: into queries, keys and values, and out of the heads. Latent attention compresses first,
+/// on every GPU, and expands per head.
+fn projections(shape: &ModelShape, t: f64, matrix: impl Fn(f64, f64) -> Matrix) -> [Matrix; 4] {
+    let (hidden, heads) = (f64::from(shape.hidden), f64::from(shape.heads));
+    let none = || matrix(0.0, 0.0);
+    let Some(mla) = &shape.mla else {
+        let width = f64::from(shape.head_dim);
+        let into = (heads + 2.0 * f64::from(shape.kv_heads)) * width;
+        return [matrix(hidden, into / t), matrix(heads * width / t, hidden), none(), none()];
     };
-    let kv = kv_bytes_per_layer(shape, model.kv_bytes_per_element) / f64::from(kv_shards(shape, *tp));
-    let read_s = kv / (gpu.bandwidth_bytes_per_s * of.decode_attention.bandwidth);
-    let pair_s = heads * f64::from(prefill_width) / compute;
-    let decode_compute_s = 2.0 * heads * f64::from(decode_width) / compute;
-    (pair_s, read_s, read_s.max(decode_compute_s))
+    let (rope, nope) = (f64::from(mla.rope_head_dim), f64::from(mla.nope_head_dim));
+    let (value, rank) = (f64::from(mla.value_head_dim), f64::from(mla.kv_lora_rank));
+    let query_rank = f64::from(mla.q_lora_rank);
+    let query_inputs = if mla.q_lora_rank == 0 { hidden } else { query_rank };
+    [
+        matrix(hidden, query_rank + rank + rope),
+        matrix(query_inputs, heads * (nope + rope) / t),
+        matrix(rank, heads * (nope + value) / t),
+        matrix(heads * value / t, hidden),
+    ]
+}
+
+fn recurrence(
+    linear: &LinearAttention,
+    hidden: f64,
+    t: f64,
+    on: &Hardware,
+    matrix: impl Fn(f64, f64) -> Matrix,
+) -> Recurrence {
+    let out = f64::from(linear.value_heads * linear.value_dim);
+    let state = linear.state() / t;
+    Recurrence {
+        layers: f64::from(linear.layers),
+        projections: [matrix(hidden, linear.projected() / t), matrix(out / t, hidden)],
+        sequence_s: 2.0 * STATE_BYTES * state / (on.bandwidth_bytes_per_s * RECURRENCE_EFFICIENCY.sqrt()),
+        token_s: 6.0 * state / (on.peak_flops * RECURRENCE_EFFICIENCY),
+    }
+}
+
+fn expert_layers(
+    config: &ReplicaConfig,
+    kernels: &KernelSet,
+    stack: &Stack,
+    choice: Matrix,
+    shared: [Matrix; 2],
+) -> ExpertLayers {
+    let ReplicaConfig { model, gpu, tp, dp, ep, .. } = config;
+    let (moe, shape) = (model.shape.moe.as_ref().expect("asked for its experts"), &model.shape);
+    let ranks = f64::from((*ep).clamp(1, tp * dp));
+    let (gemm, hardware) = kernels.experts;
+    let hidden = f64::from(shape.hidden);
+    let used = f64::from(moe.experts_per_token.min(moe.experts));
+    let dims = ExpertShape {
+        hidden,
+        ffn: f64::from(moe.expert_ffn) * ranks / f64::from(tp * dp),
+        experts: f64::from(moe.experts.max(1)),
+        used,
+        ranks,
+    };
+    let routed =
+        gemm.experts(&hardware, &dims, model.experts().bytes_per_weight()).slowed(stack.expert_compute);
+    let exchange = if *dp > 1 {
+        let link = gpu.link_bytes_per_s * EXCHANGE_EFFICIENCY;
+        let bytes = used * hidden * ACTIVATION_BYTES * (ranks - 1.0) / ranks;
+        (2.0 * stack.exchange_us * 1e-6, 2.0 * bytes / link)
+    } else {
+        (0.0, 0.0)
+    };
+    ExpertLayers { layers: f64::from(shape.layers - shape.dense_layers()), routed, shared, choice, exchange }
+}
+
+/// Elements per token and layer that norms, activation functions and rotary embedding move, on one GPU.
+fn elementwise_elements(shape: &ModelShape, t: f64) -> f64 {
+    let ffn = shape.moe.as_ref().map_or(shape.ffn, |moe| moe.expert_ffn * moe.experts_per_token);
+    let heads = f64::from((shape.heads + shape.kv_heads) * shape.head_dim);
+    6.0 * f64::from(shape.hidden) + (3.0 * f64::from(ffn) + 2.0 * heads) / t
+}
+
+/// Seconds of attention in one layer on one GPU.
+struct AttentionCost {
+    /// Per query-key pair (twice counted).
+    pair_s: f64,
+    /// Per token of prefilled context.
+    context_s: f64,
+    /// Per prompt token.
+    prompt_token_s: f64,
+    /// Per token of decoding context.
+    decoding_context_s: f64,
+}
+
+impl AttentionCost {
+    fn of(config: &ReplicaConfig, kernels: &KernelSet) -> Self {
+        let ReplicaConfig { model, gpu, tp, .. } = config;
+        let shape = &model.shape;
+        let heads = f64::from(shape.heads) / f64::from(*tp);
+        let kv_heads = f64::from(shape.kv_heads) / f64::from((*tp).min(shape.kv_heads));
+        let compute = gpu.bf16_flops * kernels.prefill.mfu;
+        let (prefill_width, decode_width) = match &shape.mla {
+            None => (2 * shape.head_dim, 2 * shape.head_dim),
+            // Prefill expands keys and values; decode works on the compressed vector.
+            Some(mla) => (
+                mla.nope_head_dim + mla.rope_head_dim + mla.value_head_dim,
+                2 * mla.kv_lora_rank + mla.rope_head_dim,
+            ),
+        };
+        let kv = kv_bytes_per_layer(shape, model.kv_bytes_per_element) / f64::from(kv_shards(shape, *tp));
+        let read_s = kv / (gpu.bandwidth_bytes_per_s * kernels.decode.bandwidth);
+        let width = f64::from(prefill_width) / 2.0;
+        let moved = width * ACTIVATION_BYTES * 2.0 * (heads + kv_heads);
+        Self {
+            pair_s: heads * f64::from(prefill_width) / compute,
+            context_s: read_s,
+            prompt_token_s: kernels.prefill.traffic * moved / gpu.bandwidth_bytes_per_s,
+            decoding_context_s: read_s.max(2.0 * heads * f64::from(decode_width) / compute),
+        }
+    }
 }

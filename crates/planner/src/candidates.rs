@@ -32,7 +32,7 @@ impl Candidate {
 
     /// A group of `replicas` of these, each planned to take `rate` requests per second.
     pub fn group(&self, replicas: u32, rate: f64) -> ReplicaGroup {
-        let ReplicaConfig { model, gpu, tp, pp, engine } = &self.config;
+        let ReplicaConfig { model, gpu, tp, pp, engine, .. } = &self.config;
         let stages = if *pp > 1 { format!("-pp{pp}") } else { String::new() };
         ReplicaGroup {
             id: format!("{}-{}-tp{tp}{stages}", model.id, gpu.name.to_lowercase()),
@@ -57,13 +57,8 @@ pub fn candidates(problem: &Problem) -> (Vec<Candidate>, Vec<FitError>) {
         for (offer, on_offer) in problem.offers.iter().enumerate() {
             for (tp, pp) in parallelisms() {
                 let engine = default_engine(&on_offer.gpu, &problem.models[model].shape, longest);
-                let config = ReplicaConfig {
-                    model: problem.models[model].clone(),
-                    gpu: on_offer.gpu.clone(),
-                    tp,
-                    pp,
-                    engine,
-                };
+                let config =
+                    ReplicaConfig::new(problem.models[model].clone(), on_offer.gpu.clone(), tp, pp, engine);
                 match ReplicaModel::new(&config, Calibration::builtin()) {
                     Ok(replica) => fitting.push(Candidate {
                         model,

@@ -253,5 +253,5 @@ fn level(problem: &Problem, model: usize, rate: f64, outcomes: &[RequestOutcome]
 
 /// Whether the calibration of a candidate was measured; kept here with the other uses of the cost model.
 pub(crate) fn source_of(candidate: &Candidate) -> boute_spec::catalog::Source {
-    Calibration::builtin().of(&candidate.config.gpu, candidate.config.model.precision).source
+    Calibration::builtin().source(&candidate.config.gpu)
 }

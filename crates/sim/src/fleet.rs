@@ -48,13 +48,7 @@ pub fn replica(
     index: usize,
     share: &ModelShare,
 ) -> Result<ReplicaSpec<ReplicaModel>, FitError> {
-    let config = ReplicaConfig {
-        model: model.clone(),
-        gpu: gpu.clone(),
-        tp: group.tp,
-        pp: group.pp,
-        engine: group.engine.clone(),
-    };
+    let config = ReplicaConfig::new(model.clone(), gpu.clone(), group.tp, group.pp, group.engine.clone());
     let step_time = ReplicaModel::new(&config, Calibration::builtin())?;
     let speed = speed(&step_time, &group.engine, group.planned_rate_per_replica.get(), share);
     Ok(ReplicaSpec {

@@ -75,7 +75,7 @@ fn check_catalogue(draft: &PlanDraft, problems: &mut Vec<String>) {
         }
         let shape = &model.shape;
         let sizes = [shape.layers, shape.hidden, shape.heads, shape.kv_heads, shape.head_dim, shape.vocab];
-        if sizes.contains(&0) || model.kv_bytes_per_element == 0 {
+        if sizes.contains(&0) || model.kv_bytes_per_element == 0 || shape.attention_layers() == 0 {
             problems.push(format!("the shape of `{}` has a zero", model.id));
         }
     }

@@ -59,9 +59,8 @@ pub(crate) fn run(small: bool, report: &mut Report) {
             report.at_least("  sequences preempted", totals.preemptions as f64, 1.0);
         }
     }
-    let (_, own) = replica();
     let load = Load { rate: 12.0, ..BASE };
-    let (rate, _) = requests_per_second(&own, &load, count);
+    let (rate, _) = requests_per_second(&replica(), &load, count);
     report.at_least("the same with the roofline of Llama-3.1-8B on an H100, 12 req/s", rate, 200_000.0);
     let counts: [u64; 2] = if small { [1_000, 20_000] } else { [1_000, 1_000_000] };
     let [short, long] = counts.map(|count| requests_per_second(&reference_step_time(), &BASE, count).0);

@@ -45,7 +45,7 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
     let model = catalog.model(&args.model).map_err(Failure::told)?.clone();
     let gpu = catalog.gpu(&args.gpu).map_err(Failure::told)?.clone();
     let engine = default_engine(&gpu, &model.shape, args.max_model_len);
-    let config = ReplicaConfig { model, gpu, tp: args.tp, pp: args.pp, engine };
+    let config = ReplicaConfig::new(model, gpu, args.tp, args.pp, engine);
     let step_time = ReplicaModel::new(&config, Calibration::builtin()).map_err(Failure::told)?;
     let mock = MockConfig {
         model: args.model.clone(),

@@ -17,7 +17,7 @@ fn replicas() -> impl Strategy<Value = (ReplicaConfig, ReplicaModel)> {
                 (Catalog::builtin().models()[model].clone(), Catalog::builtin().gpus()[gpu].clone());
             model.precision = precision;
             let engine = default_engine(&gpu, &model.shape, 2048);
-            let config = ReplicaConfig { model, gpu, tp: 1 << tp, pp, engine };
+            let config = ReplicaConfig::new(model, gpu, 1 << tp, pp, engine);
             let replica = ReplicaModel::new(&config, Calibration::builtin()).ok()?;
             Some((config, replica))
         },
@@ -153,7 +153,7 @@ fn speeds_are_those_people_see() {
         model.precision = precision;
         let gpu = catalog.gpu("H100-SXM").unwrap().clone();
         let engine = default_engine(&gpu, &model.shape, 8192);
-        ReplicaModel::new(&ReplicaConfig { model, gpu, tp, pp: 1, engine }, Calibration::builtin()).unwrap()
+        ReplicaModel::new(&ReplicaConfig::new(model, gpu, tp, 1, engine), Calibration::builtin()).unwrap()
     };
     let small = replica("llama-3.1-8b", Precision::Bf16, 1).decode_step_s(1, 1000);
     let large = replica("llama-3.1-70b", Precision::Fp8, 2).decode_step_s(1, 1000);

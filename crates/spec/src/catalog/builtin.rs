@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 
 use serde::Deserialize;
 
-use super::{Gpu, InstancePrice, Model, ModelShape};
+use super::{Gpu, InstancePrice, Model};
 use crate::digest::sha256_hex;
 use crate::units::UsdPerHour;
 
@@ -48,6 +48,12 @@ const CONFIGS: &[(&str, &str)] = &[
     ("gpt-oss-20b", include_str!("../../../../catalog/models/gpt-oss-20b.json")),
     ("gpt-oss-120b", include_str!("../../../../catalog/models/gpt-oss-120b.json")),
     ("deepseek-v3", include_str!("../../../../catalog/models/deepseek-v3.json")),
+    ("glm-5", include_str!("../../../../catalog/models/glm-5.json")),
+    ("kimi-k2", include_str!("../../../../catalog/models/kimi-k2.json")),
+    ("minimax-m2.5", include_str!("../../../../catalog/models/minimax-m2.5.json")),
+    ("qwen3.5-27b", include_str!("../../../../catalog/models/qwen3.5-27b.json")),
+    ("qwen3.5-397b-a17b", include_str!("../../../../catalog/models/qwen3.5-397b-a17b.json")),
+    ("llama-4-scout", include_str!("../../../../catalog/models/llama-4-scout.json")),
 ];
 
 /// A name that the catalogue does not have.
@@ -135,16 +141,9 @@ impl Catalog {
         let mut models = Vec::new();
         for row in rows.model {
             let config = CONFIGS.iter().find(|(id, _)| *id == row.id).map_or("", |(_, config)| config);
-            let (shape, precision) =
-                ModelShape::from_hf(&row.id, config).unwrap_or_else(|error| panic!("{error}"));
+            let model = Model::from_hf(&row.id, &row.weights, &row.id, config, None);
             aliases.extend(row.aliases.into_iter().map(|alias| (alias, models.len())));
-            models.push(Model {
-                id: row.id,
-                weights: row.weights,
-                shape,
-                precision,
-                kv_bytes_per_element: 2,
-            });
+            models.push(model.unwrap_or_else(|error| panic!("{error}")));
         }
         let digest = sha256_hex([GPUS, MODELS, PRICES].concat().as_bytes());
         Self { gpus: gpus.gpu, models, aliases, prices: price_rows(PRICES), digest }
@@ -184,6 +183,21 @@ impl Catalog {
                 near: nearest(name, known().map(String::as_str)),
             },
         )
+    }
+
+    /// The model that a path or Hugging Face id such as `nvidia/Llama-3.1-8B-Instruct-FP8` names: the longest id or alias
+    /// with which its last part begins, whoever quantised or tuned it.
+    pub fn model_of_path(&self, path: &str) -> Option<&Model> {
+        let name = path.trim_end_matches('/').rsplit('/').next()?.to_lowercase();
+        let name = name.trim_start_matches("meta-");
+        let ids = self.models.iter().enumerate().map(|(index, model)| (model.id.as_str(), index));
+        ids.chain(self.aliases.iter().map(|(alias, index)| (alias.as_str(), *index)))
+            .filter(|(id, _)| {
+                name.strip_prefix(id)
+                    .is_some_and(|rest| !rest.starts_with(|next: char| next.is_ascii_alphanumeric()))
+            })
+            .max_by_key(|(id, _)| id.len())
+            .map(|(_, index)| &self.models[index])
     }
 
     /// The model called `id`, by its id or an alias, in any case.

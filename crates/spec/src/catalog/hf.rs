@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::{Mla, ModelShape, Moe, Precision, SlidingWindow};
+use super::{LinearAttention, Mla, Model, ModelShape, Moe, Precision, SlidingWindow};
 
 /// A `config.json` that does not describe a transformer we know.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -57,7 +57,7 @@ impl ModelShape {
     ///
     /// # Errors
     /// If the text is not JSON, lacks a field without which nothing can be computed, or describes a model whose
-    /// layers are not plain attention (state-space and linear-attention hybrids, Gemma 4).
+    /// layers we cannot cost (state-space hybrids, Gemma 4).
     pub fn from_hf(file: &str, text: &str) -> Result<(Self, Precision), ConfigError> {
         let root: Value = serde_json::from_str(text).map_err(|error| ConfigError {
             file: file.into(),
@@ -89,6 +89,7 @@ impl ModelShape {
             moe,
             mla: mla(&fields)?,
             sliding_window: sliding_window(&fields, layers),
+            linear_attention: linear_attention(&fields)?,
         };
         if shape.kv_heads == 0 || shape.head_dim == 0 || !shape.heads.is_multiple_of(shape.kv_heads) {
             let message = format!(
@@ -101,18 +102,49 @@ impl ModelShape {
     }
 }
 
+impl Model {
+    /// The model that a `config.json` describes, in `dtype` if given, else as published.
+    ///
+    /// # Errors
+    /// As [`ModelShape::from_hf`].
+    pub fn from_hf(
+        id: &str,
+        weights: &str,
+        file: &str,
+        text: &str,
+        dtype: Option<Precision>,
+    ) -> Result<Self, ConfigError> {
+        let (shape, published) = ModelShape::from_hf(file, text)?;
+        let expert_precision = (dtype.is_none() && quantises_only_experts(text)).then_some(published);
+        Ok(Self {
+            id: id.into(),
+            weights: weights.into(),
+            shape,
+            precision: dtype.unwrap_or(if expert_precision.is_some() { Precision::Bf16 } else { published }),
+            expert_precision,
+            kv_bytes_per_element: 2,
+        })
+    }
+}
+
+/// Whether the checkpoint quantises only its experts: attention is named among what stays 16-bit.
+fn quantises_only_experts(text: &str) -> bool {
+    let root: Value = serde_json::from_str(text).unwrap_or_default();
+    root.pointer("/quantization_config/modules_to_not_convert")
+        .and_then(Value::as_array)
+        .is_some_and(|kept| kept.iter().filter_map(Value::as_str).any(|name| name.contains("self_attn")))
+}
+
 /// Models with layers that are not attention, or with heads that differ from layer to layer: a shape would misstate
 /// their weights and their cache.
 fn refuse_hybrids(fields: &Fields<'_>) -> Result<(), ConfigError> {
-    let linear = fields.layers_of("linear_attention").unwrap_or(0) > 0;
     let state_space = fields.map.contains_key("hybrid_override_pattern")
         || fields.map.contains_key("mamba_num_heads")
         || fields.layers_of("mamba").unwrap_or(0) > 0;
     let uneven = fields.optional(&["global_head_dim"]).is_some();
-    let what = match (linear, state_space, uneven) {
-        (true, ..) => "it mixes in layers of linear attention",
-        (_, true, _) => "it mixes in state-space layers",
-        (_, _, true) => "its attention heads differ from layer to layer",
+    let what = match (state_space, uneven) {
+        (true, _) => "it mixes in state-space layers",
+        (_, true) => "its attention heads differ from layer to layer",
         _ => return Ok(()),
     };
     let hint =
@@ -155,11 +187,26 @@ fn mla(fields: &Fields<'_>) -> Result<Option<Mla>, ConfigError> {
     }))
 }
 
+fn linear_attention(fields: &Fields<'_>) -> Result<Option<LinearAttention>, ConfigError> {
+    let layers = fields.layers_of("linear_attention").unwrap_or(0);
+    if layers == 0 {
+        return Ok(None);
+    }
+    Ok(Some(LinearAttention {
+        layers,
+        key_heads: fields.required(&["linear_num_key_heads"])?,
+        value_heads: fields.required(&["linear_num_value_heads"])?,
+        key_dim: fields.required(&["linear_key_head_dim"])?,
+        value_dim: fields.required(&["linear_value_head_dim"])?,
+    }))
+}
+
 /// Windowed layers: counted in `layer_types` where given; every second layer for Gemma 2, five of six for Gemma 3,
-/// three of four for Llama 4 (whose chunks count as windows); all layers otherwise. A window as long as the context
-/// is none.
+/// three of four for Llama 4 (whose chunks count as windows); all layers otherwise. Sparse attention that picks
+/// `index_topk` tokens reads as many as a window of that length. A window as long as the context is none.
 fn sliding_window(fields: &Fields<'_>, layers: u32) -> Option<SlidingWindow> {
-    let window = fields.optional(&["sliding_window", "sliding_window_size", "attention_chunk_size"])?;
+    let window =
+        fields.optional(&["sliding_window", "sliding_window_size", "attention_chunk_size", "index_topk"])?;
     let off = fields.map.get("use_sliding_window").and_then(Value::as_bool) == Some(false);
     let longest = fields.optional(&["max_position_embeddings", "context_window_size"]).unwrap_or(u32::MAX);
     if off || window >= longest {
@@ -261,8 +308,8 @@ mod tests {
 
     #[test]
     fn what_is_not_a_plain_transformer_is_refused() {
-        insta::assert_snapshot!(read(r#", "model_type": "qwen3_5_text", "layer_types": ["linear_attention"]"#).unwrap_err(), @r"
-        config.json: `qwen3_5_text` is not supported: it mixes in layers of linear attention
+        insta::assert_snapshot!(read(r#", "model_type": "nemotron_h", "mamba_num_heads": 64"#).unwrap_err(), @r"
+        config.json: `nemotron_h` is not supported: it mixes in state-space layers
           help: its speed and memory are not modelled yet: leave it out, or take the nearest plain transformer
         ");
         read(r#", "hybrid_override_pattern": "MEM*""#).unwrap_err();

@@ -132,6 +132,35 @@ pub struct SlidingWindow {
     pub layers: u32,
 }
 
+/// Some layers replace attention by a recurrence over a state of fixed size (gated delta rule and its kin): no KV cache, one
+/// state per sequence.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LinearAttention {
+    /// How many layers do so.
+    pub layers: u32,
+    /// Key (and query) heads.
+    pub key_heads: u32,
+    /// Value heads.
+    pub value_heads: u32,
+    /// Width of a key head.
+    pub key_dim: u32,
+    /// Width of a value head.
+    pub value_dim: u32,
+}
+
+impl LinearAttention {
+    /// Outputs of the input projection: queries, keys, values and the gate.
+    pub fn projected(&self) -> f64 {
+        2.0 * f64::from(self.key_heads * self.key_dim) + 2.0 * f64::from(self.value_heads * self.value_dim)
+    }
+
+    /// Elements of the state of one sequence in one layer.
+    pub fn state(&self) -> f64 {
+        f64::from(self.value_heads) * f64::from(self.key_dim) * f64::from(self.value_dim)
+    }
+}
+
 /// The shape of a transformer, as a Hugging Face `config.json` describes it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -163,24 +192,54 @@ pub struct ModelShape {
     /// Windowed layers, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sliding_window: Option<SlidingWindow>,
+    /// Layers without a KV cache, if any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub linear_attention: Option<LinearAttention>,
 }
 
 impl ModelShape {
     /// Weights, in number: embeddings, attention, feed-forward (all experts) and output head; norms are left out.
     pub fn parameters(&self) -> f64 {
-        let embeddings = f64::from(self.vocab) * f64::from(self.hidden);
-        let heads = if self.tied_embeddings { 1.0 } else { 2.0 };
-        let layers = f64::from(self.layers);
-        let dense_layers = self.moe.as_ref().map_or(layers, |moe| f64::from(moe.dense_layers));
-        let experts = self.moe.as_ref().map_or(0.0, |moe| {
-            let ffn = f64::from(moe.experts) * f64::from(moe.expert_ffn) + f64::from(moe.shared_ffn);
-            3.0 * f64::from(self.hidden) * ffn + f64::from(self.hidden) * f64::from(moe.experts)
-        });
-        let dense = 3.0 * f64::from(self.hidden) * f64::from(self.ffn);
-        heads * embeddings
-            + layers * self.attention_parameters()
-            + dense_layers * dense
-            + (layers - dense_layers) * experts
+        let dense_layers = f64::from(self.dense_layers());
+        let moe_layers = f64::from(self.layers) - dense_layers;
+        let hidden = f64::from(self.hidden);
+        let beside_experts = self
+            .moe
+            .as_ref()
+            .map_or(0.0, |moe| 3.0 * hidden * f64::from(moe.shared_ffn) + hidden * f64::from(moe.experts));
+        self.embedding_parameters()
+            + f64::from(self.attention_layers()) * self.attention_parameters()
+            + self.linear_attention.as_ref().map_or(0.0, |linear| {
+                let out = f64::from(linear.value_heads * linear.value_dim);
+                f64::from(linear.layers) * hidden * (linear.projected() + out)
+            })
+            + dense_layers * 3.0 * hidden * f64::from(self.ffn)
+            + moe_layers * beside_experts
+            + self.expert_parameters()
+    }
+
+    /// Weights of the embeddings and, unless it is tied to them, the output head.
+    pub fn embedding_parameters(&self) -> f64 {
+        let copies = if self.tied_embeddings { 1.0 } else { 2.0 };
+        copies * f64::from(self.vocab) * f64::from(self.hidden)
+    }
+
+    /// Weights of all routed experts.
+    pub fn expert_parameters(&self) -> f64 {
+        self.moe.as_ref().map_or(0.0, |moe| {
+            let each = 3.0 * f64::from(self.hidden) * f64::from(moe.expert_ffn);
+            f64::from(self.layers - self.dense_layers()) * f64::from(moe.experts) * each
+        })
+    }
+
+    /// Layers whose feed-forward block is dense.
+    pub fn dense_layers(&self) -> u32 {
+        self.moe.as_ref().map_or(self.layers, |moe| moe.dense_layers.min(self.layers))
+    }
+
+    /// Layers with a KV cache.
+    pub fn attention_layers(&self) -> u32 {
+        self.layers - self.linear_attention.as_ref().map_or(0, |linear| linear.layers.min(self.layers))
     }
 
     /// Weights of one layer's attention.
@@ -210,10 +269,20 @@ pub struct Model {
     pub weights: String,
     /// Shape.
     pub shape: ModelShape,
-    /// Precision of the weights.
+    /// Precision of the weights; embeddings and output head are 16-bit all the same.
     pub precision: Precision,
+    /// Precision of the routed experts, where it differs (gpt-oss, Kimi K2.5).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expert_precision: Option<Precision>,
     /// Bytes per element of the KV cache: 2, or 1 for an fp8 cache.
     pub kv_bytes_per_element: u32,
+}
+
+impl Model {
+    /// Precision of the routed experts.
+    pub fn experts(&self) -> Precision {
+        self.expert_precision.unwrap_or(self.precision)
+    }
 }
 
 /// One row of a price list: a whole instance.
