@@ -1,7 +1,7 @@
 //! Reading files (plain or gzip) and writing them whole or not at all.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use boute_spec::digest::sha256_hex;
@@ -68,13 +68,22 @@ fn unpack(name: &str, bytes: &[u8]) -> Result<Vec<u8>, Failure> {
 
 /// Writes `contents` to `path` at once: readers see the old file or the new one, never a part.
 pub(crate) fn write_whole(path: &Path, contents: &[u8]) -> Result<(), Failure> {
+    write_whole_with(path, |file| file.write_all(contents))
+}
+
+/// The same for contents too long to hold.
+pub(crate) fn write_whole_with(
+    path: &Path,
+    write: impl FnOnce(&mut BufWriter<fs::File>) -> std::io::Result<()>,
+) -> Result<(), Failure> {
     let failed = |error: std::io::Error| Failure::unwritable(path, &error);
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{}.part", std::process::id()));
     let part = path.with_file_name(name);
-    let written = fs::File::create(&part).and_then(|mut file| {
-        file.write_all(contents)?;
-        file.sync_all()
+    let written = fs::File::create(&part).and_then(|file| {
+        let mut file = BufWriter::new(file);
+        write(&mut file)?;
+        file.into_inner()?.sync_all()
     });
     written.and_then(|()| fs::rename(&part, path)).map_err(|error| {
         // The part file may not exist; what matters is the first error.

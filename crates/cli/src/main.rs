@@ -41,7 +41,7 @@ enum Command {
     Demo(demo::Args),
     /// Find the fleet and the routing policy for a spec.
     Plan(plan::Args),
-    /// Simulate a plan, token by token, on a trace.
+    /// Simulate a plan on a trace, token by token, or one replica with the step times of another cost model.
     Simulate(simulate::Args),
     /// Train, evaluate and certify the query router.
     #[command(subcommand)]

@@ -21,6 +21,8 @@ use crate::files::{Input, beside};
 pub(crate) struct Replay {
     /// For the load generator, in order of arrival. `max_tokens` is the trace's; models answer more or less by their scale.
     pub(crate) requests: Vec<BenchRequest>,
+    /// Prefix ids of each request, if the trace has them.
+    hash_ids: Vec<Box<[u64]>>,
     /// Whether the texts are real queries, so that the router can be asked.
     pub(crate) real_texts: bool,
 }
@@ -44,7 +46,8 @@ impl Replay {
                 max_tokens: request.output_tokens,
             })
             .collect();
-        Self { requests, real_texts: own || !texts.is_empty() }
+        let hash_ids = trace.requests().iter().map(|request| request.hash_ids.clone()).collect();
+        Self { requests, hash_ids, real_texts: own || !texts.is_empty() }
     }
 
     /// What the simulator says `plan` would do. Without real texts or a scorer, queries are divided at random in the
@@ -82,7 +85,7 @@ impl Replay {
             scores: &scores[index * models..(index + 1) * models],
             input_tokens: request.input_tokens,
             output_tokens: &outputs[index * models..(index + 1) * models],
-            hash_ids: &[],
+            hash_ids: &self.hash_ids[index],
         });
         let simulation = simulate(replicas, &decider, requests);
         let slo = &plan.targets.slo;

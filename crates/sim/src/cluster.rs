@@ -1,5 +1,8 @@
 //! A fleet: the router and the balancing of production before engines of several kinds, on virtual time.
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
 use boute_perf::StepTime;
 use boute_router::balance::{ReplicaLoad, ReplicaSpeed, RequestSize, least_expected_finish};
 use boute_router::decide::Decider;
@@ -45,27 +48,22 @@ pub struct Request<'a> {
 pub struct Simulation {
     /// Answered requests, in order of their last token.
     pub outcomes: Vec<RequestOutcome>,
-    /// For each answered request, in the same order, its index in the input.
-    pub requests: Vec<usize>,
     /// Requests that no replica could take.
     pub failed: u64,
     /// Sequences preempted, over all replicas.
     pub preemptions: u64,
 }
 
-struct Replica<T> {
-    spec: ReplicaSpec<T>,
-    engine: Engine<T>,
-    load: ReplicaLoad,
+/// What a simulation counts besides the outcomes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Totals {
+    /// Requests that no replica could take.
+    pub failed: u64,
+    /// Sequences preempted, over all replicas.
+    pub preemptions: u64,
 }
 
-#[derive(Clone, Copy)]
-struct Pending {
-    outcome: RequestOutcome,
-    expected: u32,
-}
-
-/// Sends `requests` through router, balancer and engines until all are answered.
+/// Sends `requests` through router, balancer and engines as they arrive (an open loop) until all are answered.
 ///
 /// # Panics
 /// If the decider names a model index beyond `output_tokens`.
@@ -74,118 +72,189 @@ pub fn simulate<'a, T: StepTime + Clone>(
     decider: &Decider,
     requests: impl IntoIterator<Item = Request<'a>>,
 ) -> Simulation {
-    let mut fleet: Vec<Replica<T>> = replicas
-        .into_iter()
-        .map(|spec| {
-            let engine = Engine::new(spec.config, spec.step_time.clone());
-            Replica { spec, engine, load: ReplicaLoad::default() }
-        })
-        .collect();
-    let mut pending: Vec<Pending> = Vec::new();
-    let mut simulation = Simulation::default();
-    let mut events = Vec::new();
+    let mut outcomes = Vec::new();
+    let Totals { failed, preemptions } =
+        simulate_each(replicas, decider, requests, |_, outcome| outcomes.push(outcome));
+    Simulation { outcomes, failed, preemptions }
+}
+
+/// [`simulate`] for long traces: hands each outcome to `done`, with the request's index in the input, in order of the
+/// last tokens; keeps only what is in flight.
+///
+/// # Panics
+/// If the decider names a model index beyond `output_tokens`.
+pub fn simulate_each<'a, T: StepTime + Clone>(
+    replicas: Vec<ReplicaSpec<T>>,
+    decider: &Decider,
+    requests: impl IntoIterator<Item = Request<'a>>,
+    mut done: impl FnMut(usize, RequestOutcome),
+) -> Totals {
+    let mut fleet = Fleet::new(replicas);
+    let mut failed = 0;
     for (index, request) in requests.into_iter().enumerate() {
-        for replica in &mut fleet {
-            settle(replica, request.arrival, &mut events, &mut pending, &mut simulation);
+        fleet.advance(request.arrival, &mut done);
+        failed += u64::from(!fleet.send(decider, index, &request));
+    }
+    fleet.advance(SimTime::MAX, &mut done);
+    Totals { failed, preemptions: fleet.preemptions() }
+}
+
+/// A closed loop: `clients` clients each send their next request when their last one is answered, the first at time
+/// zero, until `requests` (whose arrivals are not looked at) are used up. Hands out outcomes as [`simulate_each`] does.
+///
+/// # Panics
+/// If the decider names a model index beyond `output_tokens`.
+pub fn simulate_closed_loop<'a, T: StepTime + Clone>(
+    replicas: Vec<ReplicaSpec<T>>,
+    decider: &Decider,
+    clients: usize,
+    requests: impl IntoIterator<Item = Request<'a>>,
+    mut done: impl FnMut(usize, RequestOutcome),
+) -> Totals {
+    let mut fleet = Fleet::new(replicas);
+    let mut requests = requests.into_iter().enumerate();
+    let mut failed = 0;
+    let mut ready: BinaryHeap<_> = std::iter::repeat_n(Reverse(SimTime::ZERO), clients).collect();
+    loop {
+        // Whatever ends up to the next sending may let another client send earlier.
+        while let Some(next) = fleet.next_event()
+            && ready.peek().is_none_or(|Reverse(send)| next <= *send)
+        {
+            fleet.advance(next, &mut |index, outcome: RequestOutcome| {
+                ready.push(Reverse(outcome.arrival + outcome.e2e));
+                done(index, outcome);
+            });
         }
+        let Some(Reverse(now)) = ready.pop() else { break };
+        let Some((index, request)) = requests.next() else { continue };
+        if !fleet.send(decider, index, &Request { arrival: now, ..request }) {
+            failed += 1;
+            ready.push(Reverse(now));
+        }
+    }
+    Totals { failed, preemptions: fleet.preemptions() }
+}
+
+struct Replica<T> {
+    spec: ReplicaSpec<T>,
+    engine: Engine<T>,
+    load: ReplicaLoad,
+}
+
+/// A request in flight.
+#[derive(Clone, Copy)]
+struct Pending {
+    index: usize,
+    outcome: RequestOutcome,
+    expected: u32,
+}
+
+/// Replicas in virtual time. A request in flight is known to its engine by its place in `pending`.
+struct Fleet<T> {
+    replicas: Vec<Replica<T>>,
+    /// Next event of each replica; [`SimTime::MAX`] while it is idle.
+    next: Vec<SimTime>,
+    pending: Vec<Pending>,
+    free: Vec<usize>,
+    events: Vec<EngineEvent>,
+}
+
+impl<T: StepTime + Clone> Fleet<T> {
+    fn new(specs: Vec<ReplicaSpec<T>>) -> Self {
+        let replicas: Vec<_> = specs
+            .into_iter()
+            .map(|spec| {
+                let engine = Engine::new(spec.config, spec.step_time.clone());
+                Replica { spec, engine, load: ReplicaLoad::default() }
+            })
+            .collect();
+        let next = vec![SimTime::MAX; replicas.len()];
+        Self { replicas, next, pending: Vec::new(), free: Vec::new(), events: Vec::new() }
+    }
+
+    fn preemptions(&self) -> u64 {
+        self.replicas.iter().map(|replica| replica.engine.preemptions()).sum()
+    }
+
+    fn next_event(&self) -> Option<SimTime> {
+        self.next.iter().min().copied().filter(|next| *next < SimTime::MAX)
+    }
+
+    /// Lets everything up to and including `until` happen, in order of time and then of replicas.
+    fn advance(&mut self, until: SimTime, done: &mut impl FnMut(usize, RequestOutcome)) {
+        while let Some(next) = self.next_event().filter(|next| *next <= until) {
+            for at in 0..self.replicas.len() {
+                if self.next[at] == next {
+                    self.settle(at, next, done);
+                }
+            }
+        }
+    }
+
+    /// Lets a replica work until `now` and books what happened.
+    fn settle(&mut self, at: usize, now: SimTime, done: &mut impl FnMut(usize, RequestOutcome)) {
+        let replica = &mut self.replicas[at];
+        replica.engine.advance(now, &mut self.events);
+        self.next[at] = replica.engine.next_event().unwrap_or(SimTime::MAX);
+        let extra = replica.spec.request_time;
+        for event in self.events.drain(..) {
+            match event {
+                EngineEvent::FirstToken { id, at } => {
+                    let Pending { outcome, .. } = &mut self.pending[id as usize];
+                    outcome.ttft = at.since(outcome.arrival) + extra;
+                    replica.load.waiting_prompt_tokens -= u64::from(outcome.input_tokens);
+                }
+                EngineEvent::Finished { id, at } => {
+                    let Pending { index, mut outcome, expected } = self.pending[id as usize];
+                    outcome.e2e = at.since(outcome.arrival) + extra;
+                    replica.load.in_flight -= 1;
+                    replica.load.expected_answer_tokens -= u64::from(expected);
+                    self.free.push(id as usize);
+                    done(index, outcome);
+                }
+            }
+        }
+    }
+
+    /// Gives a request to the replica that is expected to finish it first; false if there is none that can.
+    fn send(&mut self, decider: &Decider, index: usize, request: &Request<'_>) -> bool {
         let model = decider.decide(request.scores).model;
-        let output_tokens = request.output_tokens[model];
+        let candidates = self.replicas.iter().enumerate().filter(|(_, replica)| replica.spec.model == model);
+        let Some((_, first)) = candidates.clone().next() else { return false };
+        let expected = first.spec.expected_output_tokens;
+        let size = RequestSize { prompt_tokens: request.input_tokens, answer_tokens: expected };
+        let loads = candidates.map(|(at, replica)| (at, &replica.load, &replica.spec.speed));
+        let Some(chosen) = least_expected_finish(loads, size) else { return false };
+        let id = self.free.last().copied().unwrap_or(self.pending.len());
+        let replica = &mut self.replicas[chosen];
+        let engine_request = EngineRequest {
+            id: id as u64,
+            input_tokens: request.input_tokens,
+            output_tokens: request.output_tokens[model],
+            hash_ids: request.hash_ids.into(),
+        };
+        if replica.engine.submit(request.arrival, engine_request).is_err() {
+            return false;
+        }
+        self.next[chosen] = replica.engine.next_event().unwrap_or(SimTime::MAX);
+        replica.load.in_flight += 1;
+        replica.load.waiting_prompt_tokens += u64::from(request.input_tokens);
+        replica.load.expected_answer_tokens += u64::from(expected);
         let outcome = RequestOutcome {
             model: model as u32,
-            replica: u32::MAX,
+            replica: chosen as u32,
             arrival: request.arrival,
             input_tokens: request.input_tokens,
-            output_tokens,
+            output_tokens: request.output_tokens[model],
             ttft: SimTime::ZERO,
             e2e: SimTime::ZERO,
         };
-        pending.push(Pending { outcome, expected: 0 });
-        if !place(&mut fleet, model, index, &request, &mut pending[index]) {
-            simulation.failed += 1;
+        let pending = Pending { index, outcome, expected };
+        if self.free.pop().is_some() {
+            self.pending[id] = pending;
+        } else {
+            self.pending.push(pending);
         }
+        true
     }
-    for replica in &mut fleet {
-        settle(replica, SimTime::MAX, &mut events, &mut pending, &mut simulation);
-        simulation.preemptions += replica.engine.preemptions();
-    }
-    in_order_of_end(&mut simulation);
-    simulation
-}
-
-/// Lets a replica work until `until` and books what happened.
-fn settle<T: StepTime>(
-    replica: &mut Replica<T>,
-    until: SimTime,
-    events: &mut Vec<EngineEvent>,
-    pending: &mut [Pending],
-    simulation: &mut Simulation,
-) {
-    if replica.engine.next_event().is_none_or(|next| next > until) {
-        return;
-    }
-    replica.engine.advance(until, events);
-    let extra = replica.spec.request_time;
-    for event in events.drain(..) {
-        match event {
-            EngineEvent::FirstToken { id, at } => {
-                let Pending { outcome, .. } = &mut pending[id as usize];
-                outcome.ttft = at.since(outcome.arrival) + extra;
-                replica.load.waiting_prompt_tokens -= u64::from(outcome.input_tokens);
-            }
-            EngineEvent::Finished { id, at } => {
-                let Pending { outcome, expected } = &mut pending[id as usize];
-                outcome.e2e = at.since(outcome.arrival) + extra;
-                replica.load.in_flight -= 1;
-                replica.load.expected_answer_tokens -= u64::from(*expected);
-                simulation.outcomes.push(*outcome);
-                simulation.requests.push(id as usize);
-            }
-        }
-    }
-}
-
-/// Gives a request to the replica that is expected to finish it first; false if there is none that can.
-fn place<T: StepTime>(
-    fleet: &mut [Replica<T>],
-    model: usize,
-    index: usize,
-    request: &Request<'_>,
-    pending: &mut Pending,
-) -> bool {
-    let candidates = fleet.iter().enumerate().filter(|(_, replica)| replica.spec.model == model);
-    let expected = |replica: &Replica<T>| replica.spec.expected_output_tokens;
-    let Some(answer_tokens) = candidates.clone().map(|(_, replica)| expected(replica)).next() else {
-        return false;
-    };
-    let size = RequestSize { prompt_tokens: request.input_tokens, answer_tokens };
-    let Some(chosen) =
-        least_expected_finish(candidates.map(|(at, replica)| (at, &replica.load, &replica.spec.speed)), size)
-    else {
-        return false;
-    };
-    let replica = &mut fleet[chosen];
-    let engine_request = EngineRequest {
-        id: index as u64,
-        input_tokens: request.input_tokens,
-        output_tokens: request.output_tokens[model],
-        hash_ids: request.hash_ids.into(),
-    };
-    if replica.engine.submit(request.arrival, engine_request).is_err() {
-        return false;
-    }
-    replica.load.in_flight += 1;
-    replica.load.waiting_prompt_tokens += u64::from(request.input_tokens);
-    replica.load.expected_answer_tokens += u64::from(answer_tokens);
-    pending.outcome.replica = chosen as u32;
-    pending.expected = answer_tokens;
-    true
-}
-
-/// Replicas settle one after the other; the outcome is ordered by time, then by request.
-fn in_order_of_end(simulation: &mut Simulation) {
-    let mut order: Vec<usize> = (0..simulation.outcomes.len()).collect();
-    let end = |at: usize| simulation.outcomes[at].arrival + simulation.outcomes[at].e2e;
-    order.sort_by_key(|&at| (end(at), simulation.requests[at]));
-    simulation.outcomes = order.iter().map(|&at| simulation.outcomes[at]).collect();
-    simulation.requests = order.iter().map(|&at| simulation.requests[at]).collect();
 }

@@ -3,9 +3,10 @@
 //!
 //! Each step has a budget of tokens. Running sequences decode first, one token each; then prompts that were begun go
 //! on; then waiting prompts are admitted in order of arrival, until the budget, the sequences or the KV blocks end.
-//! Prompts are computed in chunks. The first token comes at the end of the step that completes the prompt. When a
-//! decoding sequence needs a block and none is free, the sequence admitted last is preempted: it gives all its blocks
-//! back and is recomputed later. A request that arrives during a step joins the next one.
+//! Prompts are computed in chunks; one is admitted when there is room for all of it. The first token comes at the end of
+//! the step that completes the prompt. When a running sequence needs a block and none is free, the sequence admitted last
+//! is preempted: it lets all its blocks go and is computed again later, but for what the cache still has. A request that
+//! arrives during a step joins the next one.
 //!
 //! **Skipping ahead.** While only decoding happens, nothing changes until a sequence ends or the blocks run out, so the
 //! whole stretch is one event whose length [`StepTime::decode_time`] gives in closed form; an arrival cuts it at the
@@ -21,7 +22,7 @@ use boute_perf::{Batch, StepTime};
 use boute_spec::plan::EngineFlags;
 use boute_spec::units::SimTime;
 
-use crate::prefix::{PrefixCache, UNIT_BLOCKS, UNIT_TOKENS};
+use crate::prefix::{PrefixCache, Ticket, UNIT_BLOCKS, UNIT_TOKENS};
 
 /// Limits of an engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,6 +102,8 @@ struct Sequence {
     blocks: u64,
     /// Shared prefix units held, and those it has offered to share.
     units: usize,
+    /// After a preemption: the units it held, and its own blocks that may still be in the cache behind them.
+    parked: Option<(usize, Ticket)>,
     /// Order of admission; larger is later.
     admission: u64,
     /// Decode counter when decoding began; `None` while the prompt is computed.
@@ -113,6 +116,17 @@ impl Sequence {
     fn prompt_tokens(&self) -> u64 {
         u64::from(self.request.input_tokens) + self.generated
     }
+}
+
+/// What a waiting sequence finds in the cache, and what it needs.
+#[derive(Debug, Default)]
+struct Admission {
+    /// Shared units that it can stand behind.
+    units: usize,
+    /// Its own blocks from before a preemption.
+    unpark: Option<Ticket>,
+    /// Blocks that must be free or idle: all of its prompt but what others hold.
+    blocks: u64,
 }
 
 #[derive(Debug)]
@@ -204,6 +218,7 @@ impl<T: StepTime> Engine<T> {
             computed: 0,
             blocks: 0,
             units: 0,
+            parked: None,
             admission: 0,
             decoding_since: None,
             cancelled: false,
@@ -260,7 +275,7 @@ impl<T: StepTime> Engine<T> {
     /// Answer tokens of a request by the time advanced to; `None` if it is not in the engine.
     pub fn generated(&self, id: u64) -> Option<u32> {
         let sequence = self.slots[*self.by_id.get(&id)?].as_ref()?;
-        let run = sequence.decoding_since.map_or(0, |since| self.counter + self.steps_done(self.now) - since);
+        let run = sequence.decoding_since.map_or(0, |since| self.counter + self.progress(self.now).0 - since);
         let total = (sequence.generated + run).min(u64::from(sequence.request.output_tokens));
         u32::try_from(total).ok()
     }
@@ -290,21 +305,17 @@ impl<T: StepTime> Engine<T> {
         self.slots[slot].as_mut().expect("a slot in a queue holds a sequence")
     }
 
-    fn free_blocks(&self) -> u64 {
-        self.config.kv_blocks - self.used_blocks - self.prefix.units() * UNIT_BLOCKS
-    }
-
-    /// Makes `needed` blocks free by forgetting unused prefixes; whether that was possible.
+    /// Makes `needed` blocks free by forgetting what nobody holds; whether that was possible.
     fn make_room(&mut self, needed: u64) -> bool {
-        while self.free_blocks() < needed {
-            if !self.prefix.evict() {
-                return false;
-            }
+        let available = self.available_blocks();
+        if needed > available {
+            return false;
         }
+        self.prefix.evict((needed + self.prefix.idle_blocks()).saturating_sub(available));
         true
     }
 
-    /// Blocks that could be made free.
+    /// Blocks that are free or could be made free.
     fn available_blocks(&self) -> u64 {
         self.config.kv_blocks - self.used_blocks - self.prefix.held_units() * UNIT_BLOCKS
     }
@@ -326,42 +337,53 @@ impl<T: StepTime> Engine<T> {
         ((computed % BLOCK_TOKENS + BLOCK_TOKENS - self.counter % BLOCK_TOKENS) % BLOCK_TOKENS) as usize
     }
 
-    /// Whether the first chunk of a waiting sequence could be scheduled now.
+    /// Whether a waiting sequence could be admitted now.
     fn admissible(&self, slot: usize) -> bool {
-        let Some(sequence) = &self.slots[slot] else { return false };
-        let tokens = sequence.prompt_tokens().min(u64::from(self.config.max_num_batched_tokens));
         (self.running.len() as u64) < u64::from(self.config.max_num_seqs)
-            && self.available_blocks() >= tokens.div_ceil(BLOCK_TOKENS).min(1)
+            && self.admission(slot).blocks <= self.available_blocks()
     }
 
-    /// Steps of the decode stretch in flight that have ended by `time`.
-    fn steps_done(&self, time: SimTime) -> u64 {
-        let Some(InFlight { start, work: Work::Decode { context, steps }, .. }) = &self.in_flight else {
-            return 0;
+    /// The decode stretch in flight at `time`: how many of its steps have ended, when the last of them did, and when the
+    /// next one ends.
+    fn progress(&self, time: SimTime) -> (u64, SimTime, SimTime) {
+        let Some(InFlight { start, end, work: Work::Decode { context, steps } }) = &self.in_flight else {
+            return (0, SimTime::ZERO, SimTime::MAX);
         };
-        let by = |steps| *start + self.step_time.decode_time(self.decodes, *context, steps) <= time;
-        largest(*steps, by)
+        let (mut low, mut high) = ((0, *start), (*steps, *end));
+        if *end <= time {
+            return (*steps, *end, *end);
+        }
+        // Steps take nearly the same time each, so interpolation finds the place in two or three evaluations.
+        while high.0 - low.0 > 1 {
+            let share = time.since(low.1).0 as f64 / high.1.since(low.1).0.max(1) as f64;
+            let guess = low.0 + (share * (high.0 - low.0) as f64) as u64;
+            let middle = guess.clamp(low.0 + 1, high.0 - 1);
+            let at = *start + self.step_time.decode_time(self.decodes, *context, middle);
+            if at <= time {
+                low = (middle, at);
+            } else {
+                high = (middle, at);
+            }
+        }
+        (low.0, low.1, high.1)
     }
 
     /// Ends a decode stretch at the end of the step that `now` falls into.
     fn cut(&mut self, now: SimTime) {
-        let done = self.steps_done(now);
-        let Some(InFlight { start, end, work: Work::Decode { context, steps } }) = &mut self.in_flight else {
-            return;
-        };
-        let reached = *start + self.step_time.decode_time(self.decodes, *context, done) == now && done > 0;
-        *steps = if reached { done } else { (done + 1).min(*steps) };
-        *end = *start + self.step_time.decode_time(self.decodes, *context, *steps);
+        let (done, at, next) = self.progress(now);
+        if let Some(InFlight { end, work: Work::Decode { steps, .. }, .. }) = &mut self.in_flight {
+            (*steps, *end) = if at == now && done > 0 { (done, at) } else { ((done + 1).min(*steps), next) };
+        }
     }
 
     /// Schedules the next step or stretch, if there is anything to do.
     fn begin(&mut self) {
-        let mut preempted = false;
+        let preemptions = self.preemptions;
         while self.decodes > 0 && !self.make_room(self.decode_blocks(1)) {
             self.preempt_last();
-            preempted = true;
         }
-        let chunks = self.schedule_prompts(preempted);
+        let chunks = self.schedule_prompts(preemptions);
+        let preempted = self.preemptions > preemptions;
         let work = if chunks.is_empty() {
             if self.decodes == 0 {
                 return;
@@ -379,82 +401,91 @@ impl<T: StepTime> Engine<T> {
         self.in_flight = Some(InFlight { start: self.now, end: self.now + time, work });
     }
 
-    /// Prompt chunks of the next step; blocks are taken for them.
-    fn schedule_prompts(&mut self, mut preempted: bool) -> Vec<(usize, u64)> {
+    /// Prompt chunks of the next step; blocks are taken for them. Nobody is admitted in a step that has preempted, that is
+    /// had more than `preemptions` when it began.
+    fn schedule_prompts(&mut self, preemptions: u64) -> Vec<(usize, u64)> {
         let mut budget = u64::from(self.config.max_num_batched_tokens).saturating_sub(self.decodes);
-        let mut reserved = self.decode_blocks(1);
         let mut chunks = Vec::new();
         let mut index = 0;
         while index < self.prefilling.len() && budget > 0 {
             let slot = self.prefilling[index];
-            let tokens = self.chunk_fit(slot, budget, reserved);
-            if tokens > 0 {
-                self.take_chunk(slot, tokens);
+            if let Some(tokens) = self.next_chunk(slot, budget) {
                 budget -= tokens;
                 chunks.push((slot, tokens));
                 index += 1;
-            } else if chunks.is_empty() && self.decodes == 0 && self.running.len() > 1 {
-                // Begun prompts block each other: the last one gives way.
-                self.preempt_last();
-                preempted = true;
-                reserved = self.decode_blocks(1);
             } else {
-                break;
+                // The sequence admitted last gives way: this one, or a later one, which has no chunk yet.
+                self.preempt_last();
             }
         }
-        while !preempted && budget > 0 && (self.running.len() as u64) < u64::from(self.config.max_num_seqs) {
-            let Some(&slot) = self.waiting.front() else { break };
-            self.reuse_prefix(slot);
-            let tokens = self.chunk_fit(slot, budget, reserved);
-            if tokens == 0 {
-                self.release(slot);
+        while self.preemptions == preemptions
+            && budget > 0
+            && self.running.len() < self.config.max_num_seqs as usize
+            && let Some(&slot) = self.waiting.front()
+        {
+            let admission = self.admission(slot);
+            if admission.blocks + self.decode_blocks(1) > self.available_blocks() {
                 break;
             }
             self.waiting.pop_front();
-            self.admissions += 1;
-            let admission = self.admissions;
-            self.sequence(slot).admission = admission;
-            self.running.insert(admission, slot);
-            self.prefilling.push(slot);
-            self.take_chunk(slot, tokens);
+            self.admit(slot, admission);
+            let Some(tokens) = self.next_chunk(slot, budget) else { break };
             budget -= tokens;
             chunks.push((slot, tokens));
         }
         chunks
     }
 
-    /// Tokens of the sequence's prompt that budget and blocks allow, `reserved` blocks being promised to decoding.
-    fn chunk_fit(&mut self, slot: usize, budget: u64, reserved: u64) -> u64 {
-        let available = self.available_blocks().saturating_sub(reserved);
+    /// Takes the blocks for the next chunk of a begun prompt, as much of it as the budget allows, and shares its whole
+    /// units; `None` if there are too few blocks beside those that decoding needs.
+    fn next_chunk(&mut self, slot: usize, budget: u64) -> Option<u64> {
+        let available = self.available_blocks().saturating_sub(self.decode_blocks(1));
         let sequence = self.sequence(slot);
-        let covered = sequence.blocks * BLOCK_TOKENS + sequence.units as u64 * UNIT_TOKENS;
-        let room = covered.saturating_sub(sequence.computed) + available * BLOCK_TOKENS;
-        let wanted = (sequence.prompt_tokens() - sequence.computed).min(budget);
-        // vLLM takes the whole chunk or nothing.
-        if room >= wanted { wanted } else { 0 }
-    }
-
-    /// Blocks for the next `tokens` tokens of a prompt.
-    fn take_chunk(&mut self, slot: usize, tokens: u64) {
-        let sequence = self.sequence(slot);
-        let shared = sequence.units as u64 * UNIT_TOKENS;
-        let needed = (sequence.computed + tokens - shared).div_ceil(BLOCK_TOKENS) - sequence.blocks;
-        sequence.blocks += needed;
-        let room = self.make_room(needed);
-        debug_assert!(room, "the chunk was fitted to the room");
-        self.used_blocks += needed;
-    }
-
-    /// Starts a waiting sequence behind the longest prefix that is in the cache; the last block is recomputed.
-    fn reuse_prefix(&mut self, slot: usize) {
-        if !self.config.prefix_caching {
-            return;
+        let tokens = (sequence.prompt_tokens() - sequence.computed).min(budget);
+        let own_tokens = sequence.computed + tokens - sequence.units as u64 * UNIT_TOKENS;
+        let needed = own_tokens.div_ceil(BLOCK_TOKENS) - sequence.blocks;
+        if needed > available {
+            return None;
         }
-        let Some(sequence) = self.slots[slot].as_mut() else { return };
+        sequence.blocks += needed;
+        self.make_room(needed);
+        self.used_blocks += needed;
+        if self.config.prefix_caching {
+            self.offer_prefix(slot, tokens);
+        }
+        Some(tokens)
+    }
+
+    /// What a waiting sequence finds in the cache, and what it needs: room for all of its prompt.
+    fn admission(&self, slot: usize) -> Admission {
+        let Some(sequence) = &self.slots[slot] else { return Admission::default() };
+        let blocks = sequence.prompt_tokens().div_ceil(BLOCK_TOKENS);
+        if !self.config.prefix_caching {
+            return Admission { units: 0, unpark: None, blocks };
+        }
+        // The last token is computed in any case.
         let whole = (sequence.prompt_tokens() - 1) / UNIT_TOKENS;
         let ids = &sequence.request.hash_ids[..sequence.request.hash_ids.len().min(whole as usize)];
-        sequence.units = self.prefix.hold(ids);
-        sequence.computed = sequence.units as u64 * UNIT_TOKENS;
+        let (units, held) = self.prefix.known(ids);
+        let unpark = sequence.parked.filter(|(behind, _)| *behind == units).map(|(_, ticket)| ticket);
+        Admission { units, unpark, blocks: blocks - held * UNIT_BLOCKS }
+    }
+
+    /// Lets a waiting sequence run, behind what it finds in the cache.
+    fn admit(&mut self, slot: usize, Admission { units, unpark, .. }: Admission) {
+        self.admissions += 1;
+        let admission = self.admissions;
+        let blocks = unpark.map_or(0, |ticket| self.prefix.unpark(ticket));
+        self.used_blocks += blocks;
+        let sequence = self.slots[slot].as_mut().expect("a waiting sequence is there");
+        self.prefix.hold(&sequence.request.hash_ids[..units]);
+        sequence.units = units;
+        sequence.blocks = blocks;
+        sequence.computed = units as u64 * UNIT_TOKENS + blocks * BLOCK_TOKENS;
+        sequence.parked = None;
+        sequence.admission = admission;
+        self.running.insert(admission, slot);
+        self.prefilling.push(slot);
     }
 
     fn batch(&self, chunks: &[(usize, u64)]) -> Batch {
@@ -556,11 +587,7 @@ impl<T: StepTime> Engine<T> {
     fn complete_chunk(&mut self, slot: usize, tokens: u64, at: SimTime, events: &mut Vec<EngineEvent>) {
         let Some(sequence) = self.slots[slot].as_mut() else { return };
         sequence.computed += tokens;
-        let complete = sequence.computed == sequence.prompt_tokens();
-        if self.config.prefix_caching {
-            self.offer_prefix(slot);
-        }
-        if !complete {
+        if sequence.computed < sequence.prompt_tokens() {
             self.drop_cancelled();
             return;
         }
@@ -586,11 +613,12 @@ impl<T: StepTime> Engine<T> {
         }
     }
 
-    /// Shares the whole units of a prompt computed so far: its own blocks become the cache's.
-    fn offer_prefix(&mut self, slot: usize) {
+    /// Shares the whole units of a prompt that are computed when `tokens` more are: its own blocks become the cache's.
+    /// As in vLLM, whoever is scheduled later in the same step finds them.
+    fn offer_prefix(&mut self, slot: usize, tokens: u64) {
         let Some(sequence) = self.slots[slot].as_mut() else { return };
-        let whole = (sequence.computed.min(u64::from(sequence.request.input_tokens)) / UNIT_TOKENS) as usize;
-        let whole = whole.min(sequence.request.hash_ids.len());
+        let computed = (sequence.computed + tokens).min(u64::from(sequence.request.input_tokens));
+        let whole = ((computed / UNIT_TOKENS) as usize).min(sequence.request.hash_ids.len());
         while sequence.units < whole && self.prefix.offer(sequence.request.hash_ids[sequence.units]) {
             sequence.units += 1;
             sequence.blocks -= UNIT_BLOCKS;
@@ -620,10 +648,15 @@ impl<T: StepTime> Engine<T> {
         self.prefilling.retain(|other| *other != slot);
     }
 
-    /// Gives all blocks and shared units of a sequence back.
+    /// Gives all blocks and shared units of a sequence back; what they hold stays in the cache for now.
     fn release(&mut self, slot: usize) {
         let Some(sequence) = self.slots[slot].as_mut() else { return };
         self.used_blocks -= sequence.blocks;
+        if self.config.prefix_caching {
+            // Units are shared while they are computed; who is cancelled meanwhile has computed less.
+            let own_tokens = sequence.computed.saturating_sub(sequence.units as u64 * UNIT_TOKENS);
+            sequence.parked = Some((sequence.units, self.prefix.park(own_tokens / BLOCK_TOKENS)));
+        }
         self.prefix.release(&sequence.request.hash_ids[..sequence.units]);
         (sequence.blocks, sequence.units, sequence.computed) = (0, 0, 0);
     }

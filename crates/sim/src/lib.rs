@@ -3,7 +3,9 @@
 pub mod cluster;
 pub mod engine;
 pub mod fleet;
+pub mod linear;
 mod prefix;
 
-pub use cluster::{ReplicaSpec, Request, Simulation, simulate};
+pub use cluster::{ReplicaSpec, Request, Simulation, Totals, simulate, simulate_closed_loop, simulate_each};
 pub use engine::{Engine, EngineConfig, EngineEvent, EngineRequest, Refused};
+pub use linear::{InvalidStepTime, LinearStepTime, StepLimits};

@@ -86,17 +86,61 @@ pub fn parse_trace(file: &str, text: &str) -> Result<Trace, DataError> {
             line.into_request().map_err(|message| error(number, message, hint))
         })
         .collect();
-    Trace::new(requests?).map_err(|invalid| {
-        let (index, hint) = match invalid {
-            InvalidTrace::Empty => (None, "give a file with at least one request"),
-            InvalidTrace::OutOfOrder { index } => (Some(index), "sort the file by arrival time"),
-            InvalidTrace::NoTokens { index, .. } => {
-                (Some(index), "remove such requests: nothing can be timed without tokens")
-            }
-        };
-        let line = index.and_then(|index| lines().nth(index)).map_or(0, |(number, _)| number);
-        error(line, invalid.to_string(), hint)
-    })
+    let line_of = |index: usize| lines().nth(index).map_or(0, |(number, _)| number);
+    Trace::new(requests?).map_err(|invalid| invalid_trace(file, invalid, line_of))
+}
+
+/// What is wrong with well-formed requests, at the line of the one that is wrong.
+fn invalid_trace(file: &str, invalid: InvalidTrace, line_of: impl Fn(usize) -> usize) -> DataError {
+    let (index, hint) = match invalid {
+        InvalidTrace::Empty => (None, "give a file with at least one request"),
+        InvalidTrace::OutOfOrder { index } => (Some(index), "sort the file by arrival time"),
+        InvalidTrace::NoTokens { index, .. } => {
+            (Some(index), "remove such requests: nothing can be timed without tokens")
+        }
+    };
+    let (line, message, hint) = (index.map_or(0, line_of), invalid.to_string(), hint.into());
+    DataError { file: file.into(), line, column: 0, message, hint }
+}
+
+const REQUEST_COLUMNS: [&str; 3] = ["arrival_s", "prefill_tokens", "decode_tokens"];
+
+/// Reads requests for one replica: CSV whose header has the columns `arrival_s`, `prefill_tokens` and `decode_tokens`, in
+/// any order. Further columns are skipped, so that a file with another simulator's results beside can be given as it is.
+///
+/// # Errors
+/// With the line, if a column is missing, a cell is no number or cannot be, or the rows are out of order; if there is no
+/// row.
+pub fn parse_requests(file: &str, text: &str) -> Result<Trace, DataError> {
+    let error = |line: usize, message: String, hint: &str| DataError {
+        file: file.into(),
+        line,
+        column: 0,
+        message,
+        hint: hint.into(),
+    };
+    let hint = "give CSV with the columns `arrival_s,prefill_tokens,decode_tokens`";
+    let (number, header) =
+        numbered_lines(text).next().ok_or_else(|| error(0, "the file is empty".into(), hint))?;
+    let names: Vec<&str> = header.split(',').map(str::trim).collect();
+    let position = |column: &&str| {
+        let position = names.iter().position(|name| name == column);
+        position.ok_or_else(|| error(number, format!("the header has no column `{column}`"), hint))
+    };
+    let [time, input, output] = REQUEST_COLUMNS.each_ref().map(position);
+    let columns = [time?, input?, output?];
+    let row = |(number, line): (usize, &str)| {
+        let cells: Vec<&str> = line.split(',').map(str::trim).collect();
+        if cells.len() != names.len() {
+            let message = format!("{} values in a table of {} columns", cells.len(), names.len());
+            return Err(error(number, message, "each line has one value for each column of the header"));
+        }
+        timed_tokens(columns.map(|column| cells[column]))
+            .map_err(|message| error(number, message, "each line is like `0.25,374,44`"))
+    };
+    let requests: Result<Vec<_>, _> = numbered_lines(text).skip(1).map(row).collect();
+    let line_of = |index: usize| numbered_lines(text).nth(index + 1).map_or(0, |(number, _)| number);
+    Trace::new(requests?).map_err(|invalid| invalid_trace(file, invalid, line_of))
 }
 
 /// The lines that are not blank, with their one-based numbers; without a byte-order mark.
@@ -141,6 +185,11 @@ fn csv_request(line: &str) -> Result<TraceRequest, String> {
     if let Some(extra) = cells.next() {
         return Err(format!("one value too many: `{extra}`"));
     }
+    timed_tokens([time, input, output])
+}
+
+/// A request from the texts of its arrival in seconds, its prompt tokens and its answer tokens.
+fn timed_tokens([time, input, output]: [&str; 3]) -> Result<TraceRequest, String> {
     let count =
         |text: &str| text.parse().map_err(|_| format!("`{text}` is not a number of tokens")).and_then(tokens);
     Ok(TraceRequest {
@@ -304,6 +353,28 @@ mod tests {
         t:2:62: unknown field `input_size`, expected one of `timestamp`, `input_length`, `output_length`, `hash_ids`, `prompt`, `session_id`
           help: each line is {"timestamp": ms, "input_length": n, "output_length": n, …}
         "#);
+    }
+
+    #[test]
+    fn requests_are_read_by_column() {
+        let header = "decode_tokens,arrival_s,prefill_tokens,theirs_s\n";
+        let read = |rows: &str| parse_requests("r.csv", &format!("{header}{rows}"));
+        let requests = read("44,0.5,374,9\n").unwrap();
+        let request = &requests.requests()[0];
+        assert_eq!((request.input_tokens, request.output_tokens), (374, 44));
+        assert_eq!(request.arrival, SimTime::from_seconds(0.5));
+        insta::assert_snapshot!(read("44,0.5,374,9\n\n44,0.25,374,9\n").unwrap_err(), @r"
+        r.csv:4: request 1 arrives before request 0
+          help: sort the file by arrival time
+        ");
+        insta::assert_snapshot!(parse_requests("r.csv", "arrival_s,prefill,decode_tokens\n").unwrap_err(), @r"
+        r.csv:1: the header has no column `prefill_tokens`
+          help: give CSV with the columns `arrival_s,prefill_tokens,decode_tokens`
+        ");
+        for rows in ["", "44,0.5\n", "0,0.5,374,9\n", "44,NaN,374,9\n", "44,0.5,-1,9\n", "44,1e9,374,9\n"] {
+            read(rows).unwrap_err();
+        }
+        parse_requests("r.csv", "").unwrap_err();
     }
 
     #[test]

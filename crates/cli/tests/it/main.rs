@@ -232,3 +232,67 @@ fn what_cannot_be_is_answered_with_the_way_out() {
         assert!(!Path::new(&plan).exists(), "nothing is written");
     }
 }
+
+#[test]
+fn one_replica_is_simulated_on_a_foreign_cost_model() {
+    let folder = Folder::new("step-time");
+    let basis = r#"["1","T","A","D>0","K","max(T-128,0)","max(T-256,0)","P>0"]"#;
+    let step = |basis: &str, seconds: &str| format!("{{\"basis\": {basis}, \"seconds\": {seconds}}}");
+    let good = folder.file("step.json", &step(basis, "[0.01, 0, 0, 0, 0, 0, 0, 0]"));
+    let rows = "arrival_s,prefill_tokens,decode_tokens\n0,1000,3\n0.005,10,2\n";
+    let requests = folder.file("requests.csv", rows);
+    let (outcome_file, rows_file) = (folder.path("outcome.json"), folder.path("rows.csv"));
+    let simulate = |step: &str, requests: &str, more: &[&str]| {
+        let outputs = ["-o", &outcome_file, "--per-request", &rows_file, "--json"];
+        [&["simulate", "--step-time", step, "--requests", requests], &outputs[..], more]
+            .concat()
+            .into_iter()
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    let run = |arguments: &[String]| boute(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    let output = run(&simulate(&good, &requests, &[]));
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let outcome: Value = serde_json::from_str(&fs::read_to_string(&outcome_file).unwrap()).unwrap();
+    assert_eq!((&outcome["completed"], &outcome["source"]), (&2.into(), &"simulated".into()));
+    // Steps of 10 ms: 512 tokens; the rest and the second prompt; two of decoding.
+    let want = "arrival_s,prefill_tokens,decode_tokens,ttft_s,tpot_s,e2e_s\n\
+                0,1000,3,0.020000000,0.010000000,0.040000000\n\
+                0.005,10,2,0.015000000,0.010000000,0.025000000\n";
+    assert_eq!(fs::read_to_string(&rows_file).unwrap(), want);
+    // A request larger than the cache is refused, the rest answered.
+    let output = run(&simulate(&good, &requests, &["--kv-tokens", "64"]));
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert!(fs::read_to_string(&rows_file).unwrap().contains("0,1000,3,,,\n"));
+
+    let bad = |name: &str, seconds: &str| folder.file(name, &step(basis, seconds));
+    let negative = bad("negative.json", "[-0.01, 0, 0, 0, 0, 0, 0, 0]");
+    let short = bad("short.json", "[0.01]");
+    let huge = bad("huge.json", "[1e300, 0, 0, 0, 0, 0, 0, 0]");
+    let unknown = folder.file("unknown.json", &step("[\"1\", \"batch\"]", "[0.01, 1]"));
+    let unsorted = folder.file("unsorted.csv", &format!("{rows}0.001,10,2\n"));
+    let zero = folder.file("zero.csv", &format!("{rows}1,0,2\n"));
+    for (step, requests, more, said) in [
+        (
+            &negative,
+            &requests,
+            &[][..],
+            "a step of 1 prompt tokens and 0 decoding sequences would take -0.01 s",
+        ),
+        (&short, &requests, &[], "`basis` has 8 terms, `seconds` 1"),
+        (&huge, &requests, &[], "would end after more than 213 days"),
+        (&unknown, &requests, &[], "`batch` in `basis` is not a term"),
+        (&good, &unsorted, &[], "unsorted.csv:4: request 2 arrives before request 1"),
+        (&good, &zero, &[], "zero.csv:4:"),
+        (&good, &"7".to_owned(), &[], "`--requests` is not a file"),
+        (&good, &requests, &["--max-num-seqs", "600"], "a step of 512 tokens cannot hold 600 sequences"),
+        (&good, &requests, &["--trace", "t.csv"], "cannot be used with"),
+    ] {
+        let arguments = simulate(step, requests, more);
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let told = refused(2, &arguments);
+        assert!(told.contains(said), "{said}: {told}");
+    }
+    assert!(refused(2, &["simulate"]).contains("<PLAN>"));
+    assert!(refused(2, &["simulate", "--step-time", &good]).contains("--requests"));
+}

@@ -2,12 +2,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod linear;
 mod reference;
 
 use boute_perf::{Batch, StepTime};
 use boute_router::balance::ReplicaSpeed;
 use boute_router::decide::Decider;
-use boute_sim::{Engine, EngineConfig, EngineEvent, EngineRequest, ReplicaSpec, Request, simulate};
+use boute_sim::{
+    Engine, EngineConfig, EngineEvent, EngineRequest, ReplicaSpec, Request, simulate, simulate_closed_loop,
+};
 use boute_spec::units::SimTime;
 use proptest::prelude::*;
 
@@ -45,7 +48,9 @@ fn workloads() -> impl Strategy<Value = Vec<(u64, u32, u32)>> {
 }
 
 fn configs() -> impl Strategy<Value = EngineConfig> {
-    (1_u32..12, 16_u32..256, 27_u64..120).prop_map(|(seqs, tokens, blocks)| config(seqs, tokens, blocks))
+    (1_u32..12, 16_u32..256, 27_u64..120, any::<bool>()).prop_map(|(seqs, tokens, blocks, prefix_caching)| {
+        EngineConfig { prefix_caching, ..config(seqs, tokens, blocks) }
+    })
 }
 
 /// Runs a workload through one engine; events, and whether the KV cache was ever overfull.
@@ -135,13 +140,21 @@ proptest! {
     }
 
     #[test]
-    fn cancelling_frees_everything(config in configs(), work in workloads(), victim in 0_usize..40) {
+    fn cancelling_frees_everything(
+        config in configs(),
+        work in workloads(),
+        victim in 0_usize..40,
+        units in 0_u64..4,
+    ) {
+        let config = EngineConfig { kv_blocks: config.kv_blocks + 32 * units, ..config };
         let mut engine = Engine::new(config, EXACT);
         let (mut now, mut events) = (SimTime::ZERO, Vec::new());
         for (id, &(gap, input_tokens, output_tokens)) in (0..).zip(&work) {
             now += SimTime(gap);
             engine.advance(now, &mut events);
-            engine.submit(now, EngineRequest { id, input_tokens, output_tokens, ..EngineRequest::default() }).unwrap();
+            let input_tokens = input_tokens + 512 * units as u32;
+            let hash_ids = (0..units).map(|unit| id % 3 * 100 + unit).collect();
+            engine.submit(now, EngineRequest { id, input_tokens, output_tokens, hash_ids }).unwrap();
             if id % 3 == 0 {
                 engine.cancel(now, (victim as u64) % (id + 1));
             }
@@ -151,31 +164,135 @@ proptest! {
         }
         prop_assert_eq!((engine.running(), engine.waiting(), engine.kv_usage()), (0, 0, 0.0));
     }
+}
+
+/// A replica of a kind: its speed is what balancing goes by, and its scale what it takes.
+fn replica(model: usize, scale: u64, config: EngineConfig) -> ReplicaSpec<Affine> {
+    ReplicaSpec {
+        model,
+        config,
+        step_time: Affine { scale },
+        speed: ReplicaSpeed {
+            prompt_tokens_per_s: 8e7 / scale as f64,
+            answer_tokens_per_s: 8e6 / scale as f64,
+            seconds_per_answer_token: 2e-6 * scale as f64,
+        },
+        request_time: SimTime(5),
+        expected_output_tokens: 40,
+    }
+}
+
+/// Replicas of several kinds that all run model 0.
+fn fleets() -> impl Strategy<Value = Vec<ReplicaSpec<Affine>>> {
+    prop::collection::vec((1_u64..5, configs()), 1..5)
+        .prop_map(|kinds| kinds.into_iter().map(|(scale, config)| replica(0, scale, config)).collect())
+}
+
+/// Requests of a workload for [`simulate`]; their arrivals in order.
+fn requests(work: &[(u64, u32, u32)]) -> impl Iterator<Item = Request<'_>> {
+    work.iter().scan(0, |now, (gap, input_tokens, output_tokens)| {
+        *now += gap;
+        Some(Request {
+            arrival: SimTime(*now),
+            scores: &[],
+            input_tokens: *input_tokens,
+            output_tokens: std::slice::from_ref(output_tokens),
+            hash_ids: &[],
+        })
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn shared_prefixes_never_overfill_and_never_slow_down(
-        work in prop::collection::vec((0_u64..40_000_000, 0_u64..3, 1_u32..4, 1_u32..50), 1..25),
-        blocks in 200_u64..400,
-    ) {
-        let run = |prefix_caching: bool| {
-            let mut engine = Engine::new(EngineConfig { prefix_caching, ..config(8, 256, blocks) }, EXACT);
-            let (mut now, mut events) = (SimTime::ZERO, Vec::new());
-            for (id, &(gap, family, units, output_tokens)) in (0..).zip(&work) {
-                now += SimTime(gap);
-                engine.advance(now, &mut events);
-                let hash_ids = (0..u64::from(units)).map(|unit| family * 100 + unit).collect();
-                engine.submit(now, EngineRequest { id, input_tokens: units * 512 + 5, output_tokens, hash_ids }).unwrap();
-            }
-            while let Some(next) = engine.next_event() {
-                engine.advance(next, &mut events);
-                assert!(engine.kv_usage() <= 1.0);
-            }
-            assert_eq!(engine.kv_usage(), 0.0);
-            events
-        };
-        let (with, without) = (run(true), run(false));
-        prop_assert_eq!(with.len(), without.len());
+    fn a_fleet_answers_everything_the_same_each_time(fleet in fleets(), work in workloads()) {
+        let run = || simulate(fleet.clone(), &Decider::Constant(0), requests(&work));
+        let simulation = run();
+        prop_assert_eq!(simulation.outcomes.len() as u64 + simulation.failed, work.len() as u64);
+        prop_assert_eq!(simulation.failed, 0);
+        let ends = simulation.outcomes.iter().map(|outcome| outcome.arrival + outcome.e2e);
+        prop_assert!(ends.is_sorted(), "in order of the last token");
+        prop_assert!(simulation.outcomes.iter().all(|outcome| outcome.ttft <= outcome.e2e));
+        prop_assert_eq!(&simulation, &run());
     }
+
+    #[test]
+    fn a_closed_loop_has_each_client_wait_for_its_answer(
+        fleet in fleets(),
+        work in workloads(),
+        clients in 1_usize..9,
+    ) {
+        let mut spans = Vec::new();
+        let mut seen = vec![false; work.len()];
+        let totals = simulate_closed_loop(fleet, &Decider::Constant(0), clients, requests(&work), |index, it| {
+            assert!(!std::mem::replace(&mut seen[index], true), "once");
+            spans.push((it.arrival, it.arrival + it.e2e));
+        });
+        prop_assert_eq!(totals.failed, 0);
+        prop_assert!(seen.into_iter().all(|seen| seen), "every request is answered");
+        // At every sending, as many requests are in flight as there are clients, until they run out.
+        for (sent, (start, _)) in spans.iter().enumerate() {
+            let in_flight = spans.iter().filter(|(from, to)| from <= start && start < to).count();
+            prop_assert!(in_flight <= clients, "{sent}: {in_flight} of {clients}");
+        }
+        let starts: std::collections::BTreeSet<_> = spans.iter().map(|(start, _)| *start).collect();
+        let ends: std::collections::BTreeSet<_> = spans.iter().map(|(_, end)| *end).collect();
+        prop_assert!(starts.iter().all(|start| *start == SimTime::ZERO || ends.contains(start)));
+    }
+
+    #[test]
+    fn chains_of_prefixes_never_overfill(
+        work in prop::collection::vec((0_u64..60_000_000, 0_u64..4, 1_u64..5, 1_u32..600, 1_u32..200), 1..40),
+        blocks in 230_u64..500,
+    ) {
+        let mut engine = Engine::new(config(8, 256, blocks), EXACT);
+        let (mut now, mut events) = (SimTime::ZERO, Vec::new());
+        for (id, &(gap, family, units, rest, output_tokens)) in (0..).zip(&work) {
+            now += SimTime(gap);
+            while let Some(next) = engine.next_event().filter(|next| *next <= now) {
+                engine.advance(next, &mut events);
+                prop_assert!(engine.kv_usage() <= 1.0);
+            }
+            let hash_ids = (0..units).map(|unit| family * 100 + unit).collect();
+            let input_tokens = units as u32 * 512 + rest;
+            engine.submit(now, EngineRequest { id, input_tokens, output_tokens, hash_ids }).unwrap();
+        }
+        while let Some(next) = engine.next_event() {
+            engine.advance(next, &mut events);
+            prop_assert!(engine.kv_usage() <= 1.0);
+        }
+        prop_assert_eq!(engine.kv_usage(), 0.0);
+        let finished = events.iter().filter(|event| matches!(event, EngineEvent::Finished { .. })).count();
+        prop_assert_eq!(finished, work.len());
+    }
+}
+
+#[test]
+fn the_prefix_used_least_recently_is_forgotten_first() {
+    // Room for four prompts of two units and some: the fifth pushes the first out, its second unit before its first.
+    let mut engine = Engine::new(config(1, 2048, 4 * 66), EXACT);
+    let (mut now, mut events) = (SimTime::ZERO, Vec::new());
+    let mut ttft = |id: u64, family: u64| {
+        let hash_ids = [2 * family, 2 * family + 1].into();
+        engine.submit(now, EngineRequest { id, input_tokens: 1030, output_tokens: 2, hash_ids }).unwrap();
+        let from = now;
+        now += SimTime::from_seconds(1.0);
+        events.clear();
+        engine.advance(now, &mut events);
+        let EngineEvent::FirstToken { at, .. } = events[0] else { panic!() };
+        at.since(from)
+    };
+    let cold = ttft(0, 0);
+    let warm = ttft(1, 0);
+    assert!(warm < cold);
+    for (id, family) in (2..).zip([1, 2, 3]) {
+        assert_eq!(ttft(id, family), cold);
+    }
+    assert_eq!(ttft(5, 3), warm);
+    assert_eq!(ttft(6, 4), cold);
+    let partly = ttft(7, 0);
+    assert!(warm < partly, "what builds on a prefix goes before it");
 }
 
 #[test]
@@ -218,18 +335,7 @@ fn a_prefix_is_computed_once() {
 
 #[test]
 fn a_fleet_loses_nothing_and_prefers_the_faster_replica() {
-    let replica = |model: usize, scale: u64| ReplicaSpec {
-        model,
-        config: config(16, 512, 500),
-        step_time: Affine { scale },
-        speed: ReplicaSpeed {
-            prompt_tokens_per_s: 8e7 / scale as f64,
-            answer_tokens_per_s: 8e6 / scale as f64,
-            seconds_per_answer_token: 2e-6 * scale as f64,
-        },
-        request_time: SimTime(5),
-        expected_output_tokens: 40,
-    };
+    let replica = |model, scale| replica(model, scale, config(16, 512, 500));
     let scores: Vec<[f32; 2]> =
         (0..400).map(|at| if at % 4 == 0 { [0.1, 0.9] } else { [0.5, 0.5] }).collect();
     let requests: Vec<_> = scores

@@ -1,5 +1,5 @@
-//! The scheduling rules once more, as plainly as possible: one loop turn per step, one record per sequence, no
-//! prefixes. Slow, and obviously what `engine` documents.
+//! The scheduling rules once more, as plainly as possible: one loop turn per step, one record per sequence and per idle
+//! block, no shared prefixes. Slow, and obviously what `engine` documents.
 
 use boute_perf::{Batch, StepTime};
 use boute_sim::{EngineConfig, EngineEvent};
@@ -21,10 +21,6 @@ struct Sequence {
 }
 
 impl Sequence {
-    fn blocks(&self) -> u64 {
-        self.computed.div_ceil(16)
-    }
-
     fn target(&self) -> u64 {
         self.input + self.generated
     }
@@ -41,6 +37,8 @@ pub(crate) fn run(config: EngineConfig, step_time: Affine, work: &[(u64, u32, u3
     let (mut now, mut next) = (0, 0);
     let (mut waiting, mut running): (Vec<Sequence>, Vec<Sequence>) = (Vec::new(), Vec::new());
     let mut events = Vec::new();
+    // Full blocks that nobody holds, by their last owner, the least recently used first.
+    let mut idle: Vec<u64> = Vec::new();
     while next < arrivals.len() || !waiting.is_empty() || !running.is_empty() {
         if waiting.is_empty() && running.is_empty() {
             // An idle engine starts with the first request; others of the same instant join the next step.
@@ -50,13 +48,8 @@ pub(crate) fn run(config: EngineConfig, step_time: Affine, work: &[(u64, u32, u3
         }
         let (mut preempted, chunks) = (false, &mut Vec::<(u64, u64)>::new());
         // Decoding first.
-        loop {
-            let needed: u64 = running.iter().filter(|it| it.decoding && it.computed % 16 == 0).count() as u64;
-            let used: u64 = running.iter().map(Sequence::blocks).sum();
-            if used + needed <= config.kv_blocks {
-                break;
-            }
-            preempt(&mut running, &mut waiting);
+        while blocks_of_step(&running, &[]) > config.kv_blocks {
+            preempt(&config, &mut running, &mut waiting, &mut idle);
             preempted = true;
         }
         let decodes = running.iter().filter(|it| it.decoding).count() as u64;
@@ -68,26 +61,34 @@ pub(crate) fn run(config: EngineConfig, step_time: Affine, work: &[(u64, u32, u3
                 continue;
             }
             let tokens = (running[index].target() - running[index].computed).min(budget);
-            if fits(&config, &running, chunks, running[index].id, running[index].computed, tokens) {
-                chunks.push((running[index].id, tokens));
+            chunks.push((running[index].id, tokens));
+            if blocks_of_step(&running, chunks) <= config.kv_blocks {
                 budget -= tokens;
                 index += 1;
-            } else if chunks.is_empty() && decodes == 0 && running.len() > 1 {
-                preempt(&mut running, &mut waiting);
-                preempted = true;
-            } else {
-                break;
+                continue;
             }
+            chunks.pop();
+            // Whoever is preempted is the last; begun prompts before it have their chunks.
+            preempt(&config, &mut running, &mut waiting, &mut idle);
+            preempted = true;
         }
+        forget(&config, &mut idle, blocks_of_step(&running, chunks));
         while !preempted && budget > 0 && (running.len() as u32) < config.max_num_seqs && !waiting.is_empty()
         {
-            let tokens = waiting[0].target().min(budget);
-            if !fits(&config, &running, chunks, waiting[0].id, 0, tokens) {
+            let mut sequence = waiting[0].clone();
+            if blocks_of_step(&running, chunks) + sequence.target().div_ceil(16) > config.kv_blocks {
                 break;
             }
-            chunks.push((waiting[0].id, tokens));
+            waiting.remove(0);
+            // What is left of its own blocks from before a preemption.
+            let left = idle.iter().filter(|owner| **owner == sequence.id).count() as u64;
+            idle.retain(|owner| *owner != sequence.id);
+            sequence.computed = 16 * left;
+            let tokens = (sequence.target() - sequence.computed).min(budget);
+            chunks.push((sequence.id, tokens));
             budget -= tokens;
-            running.push(waiting.remove(0));
+            running.push(sequence);
+            forget(&config, &mut idle, blocks_of_step(&running, chunks));
         }
         let mut batch = Batch { decodes, ..Batch::default() };
         batch.decode_context = running.iter().filter(|it| it.decoding).map(|it| it.computed).sum();
@@ -97,7 +98,7 @@ pub(crate) fn run(config: EngineConfig, step_time: Affine, work: &[(u64, u32, u3
             batch.prefill_pairs_twice += tokens * (2 * sequence.computed + tokens);
         }
         let end = now + step_time.step_time(&batch).0;
-        finish_step(&mut running, chunks, end, &mut events);
+        finish_step(&config, &mut running, &mut idle, chunks, end, &mut events);
         // Whoever arrived up to the end of the step waits for the next one.
         while next < arrivals.len() && arrivals[next].0 <= end {
             waiting.push(arrivals[next].1.clone());
@@ -108,44 +109,54 @@ pub(crate) fn run(config: EngineConfig, step_time: Affine, work: &[(u64, u32, u3
     events
 }
 
-fn preempt(running: &mut Vec<Sequence>, waiting: &mut Vec<Sequence>) {
+/// Blocks that what runs has after this step's tokens.
+fn blocks_of_step(running: &[Sequence], chunks: &[(u64, u64)]) -> u64 {
+    let scheduled = |it: &Sequence| {
+        let chunk = chunks.iter().find(|(id, _)| *id == it.id).map_or(0, |(_, tokens)| *tokens);
+        if it.decoding { 1 } else { chunk }
+    };
+    running.iter().map(|it| (it.computed + scheduled(it)).div_ceil(16)).sum()
+}
+
+/// Idle blocks make room for blocks in use.
+fn forget(config: &EngineConfig, idle: &mut Vec<u64>, used: u64) {
+    let room = (config.kv_blocks - used) as usize;
+    idle.drain(..idle.len().saturating_sub(room));
+}
+
+fn let_go(config: &EngineConfig, sequence: &Sequence, idle: &mut Vec<u64>) {
+    if config.prefix_caching {
+        idle.extend((0..sequence.computed / 16).map(|_| sequence.id));
+    }
+}
+
+fn preempt(
+    config: &EngineConfig,
+    running: &mut Vec<Sequence>,
+    waiting: &mut Vec<Sequence>,
+    idle: &mut Vec<u64>,
+) {
     let mut last = running.pop().unwrap();
+    let_go(config, &last, idle);
     (last.computed, last.decoding) = (0, false);
     waiting.insert(0, last);
 }
 
-/// Whether a chunk fits beside what runs, what is scheduled and what decoding needs in this step.
-fn fits(
+fn finish_step(
     config: &EngineConfig,
-    running: &[Sequence],
+    running: &mut Vec<Sequence>,
+    idle: &mut Vec<u64>,
     chunks: &[(u64, u64)],
-    id: u64,
-    computed: u64,
-    tokens: u64,
-) -> bool {
-    let scheduled =
-        |it: &Sequence| chunks.iter().find(|(id, _)| *id == it.id).map_or(0, |(_, tokens)| *tokens);
-    let used: u64 = running
-        .iter()
-        .filter(|it| it.id != id)
-        .map(|it| {
-            if it.decoding {
-                (it.computed + 1).div_ceil(16)
-            } else {
-                (it.computed + scheduled(it)).div_ceil(16)
-            }
-        })
-        .sum();
-    used + (computed + tokens).div_ceil(16) <= config.kv_blocks
-}
-
-fn finish_step(running: &mut Vec<Sequence>, chunks: &[(u64, u64)], end: u64, events: &mut Vec<EngineEvent>) {
+    end: u64,
+    events: &mut Vec<EngineEvent>,
+) {
     let at = SimTime(end);
     for sequence in running.iter_mut().filter(|it| it.decoding) {
         sequence.computed += 1;
         sequence.generated += 1;
         if sequence.generated == sequence.output {
             events.push(EngineEvent::Finished { id: sequence.id, at });
+            let_go(config, sequence, idle);
         }
     }
     running.retain(|it| !it.decoding || it.generated < it.output);
@@ -163,6 +174,7 @@ fn finish_step(running: &mut Vec<Sequence>, chunks: &[(u64, u64)], end: u64, eve
         }
         if sequence.generated == sequence.output {
             events.push(EngineEvent::Finished { id, at });
+            let_go(config, sequence, idle);
             running.remove(index);
         }
     }
