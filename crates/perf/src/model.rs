@@ -20,6 +20,8 @@
 use boute_spec::catalog::{LinearAttention, ModelShape, Source};
 use boute_spec::units::SimTime;
 
+use serde::Serialize;
+
 use crate::calibration::{Calibration, EngineOverhead, KernelSet, Stack};
 use crate::kernels::{ACTIVATION_BYTES, ExpertShape, Experts, Hardware, Matrix};
 use crate::memory::{FitError, MemoryFit, divide, kv_bytes_per_layer, kv_shards, memory_fit};
@@ -31,7 +33,7 @@ const RECURRENCE_EFFICIENCY: f64 = 0.3;
 const STATE_BYTES: f64 = 4.0;
 
 /// Where the seconds of a step go, by what bounds them.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
 #[expect(clippy::struct_field_names, reason = "the unit is the last word of the name")]
 pub struct StepParts {
     /// Kernels bound by compute.

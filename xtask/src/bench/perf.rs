@@ -82,7 +82,10 @@ fn accuracy(predictions: &[Prediction<'_>], theirs: &BTreeMap<&str, &Theirs>, re
         ("MoE", is_moe),
     ];
     println!("\nseries held out: mean / median absolute error in %");
-    println!("{:<28} {:>5} {:>15} {:>15}   on {:>4} {:>31} {:>31}", "", "rows", "TPOT", "TTFT", "both", "TPOT ours | aiconfigurator", "TTFT ours | aiconfigurator");
+    println!(
+        "{:<28} {:>5} {:>15} {:>15}   on {:>4} {:>31} {:>31}",
+        "", "rows", "TPOT", "TTFT", "both", "TPOT ours | aiconfigurator", "TTFT ours | aiconfigurator"
+    );
     for (name, class) in classes {
         let of_class: Vec<&Prediction<'_>> = predictions.iter().filter(|it| class(it.row)).collect();
         let all: Vec<Ratios> = of_class.iter().map(|it| ours(it)).collect();
@@ -91,8 +94,10 @@ fn accuracy(predictions: &[Prediction<'_>], theirs: &BTreeMap<&str, &Theirs>, re
             .filter_map(|it| {
                 let their = theirs.get(it.row.id.as_str())?;
                 let (ttft_s, tpot_s) = it.measured;
-                let their =
-                    Ratios { ttft: their.pred_ttft_ms * 1e-3 / ttft_s, tpot: their.pred_tpot_ms * 1e-3 / tpot_s };
+                let their = Ratios {
+                    ttft: their.pred_ttft_ms * 1e-3 / ttft_s,
+                    tpot: their.pred_tpot_ms * 1e-3 / tpot_s,
+                };
                 Some((ours(it), their))
             })
             .unzip();
@@ -123,7 +128,8 @@ fn accuracy(predictions: &[Prediction<'_>], theirs: &BTreeMap<&str, &Theirs>, re
 }
 
 fn by_configuration(rows: &[Row], kernels: &Kernels, report: &mut Report) {
-    let fold = |row: &Row| u64::from_str_radix(&sha256_hex(row.setting.as_bytes())[..8], 16).unwrap_or(0) % FOLDS;
+    let fold =
+        |row: &Row| u64::from_str_radix(&sha256_hex(row.setting.as_bytes())[..8], 16).unwrap_or(0) % FOLDS;
     let predictions = predictions(rows, kernels, fold);
     let dense: Vec<Ratios> =
         predictions.iter().filter(|it| !is_moe(it.row) && !mislabelled(it.row)).map(ours).collect();
@@ -166,7 +172,8 @@ fn intervals(predictions: &[Prediction<'_>], report: &mut Report) {
     let (mut ttft, mut tpot, mut count) = (0_u32, 0_u32, 0_u32);
     let series: BTreeSet<&str> = residuals.iter().map(|it| it.series).collect();
     for name in series {
-        let (own, others): (Vec<HeldOut<'_>>, Vec<HeldOut<'_>>) = residuals.iter().partition(|it| it.series == name);
+        let (own, others): (Vec<HeldOut<'_>>, Vec<HeldOut<'_>>) =
+            residuals.iter().partition(|it| it.series == name);
         let Some(spread) = spread(own[0].kind, &others) else { continue };
         for row in &own {
             count += 1;
@@ -248,7 +255,10 @@ fn kendall_tau(pairs: &[(f64, f64)]) -> Option<f64> {
 }
 
 fn per_series(predictions: &[Prediction<'_>], theirs: &BTreeMap<&str, &Theirs>) {
-    println!("\n{:<46} {:>5} {:>15} {:>15}   aiconfigurator on {:>15} {:>15}", "series", "rows", "TPOT", "TTFT", "TPOT", "TTFT");
+    println!(
+        "\n{:<46} {:>5} {:>15} {:>15}   aiconfigurator on {:>15} {:>15}",
+        "series", "rows", "TPOT", "TTFT", "TPOT", "TTFT"
+    );
     for (name, of_series) in in_series(predictions) {
         let all: Vec<Ratios> = of_series.iter().map(|it| ours(it)).collect();
         let their: Vec<Ratios> = of_series
@@ -256,7 +266,10 @@ fn per_series(predictions: &[Prediction<'_>], theirs: &BTreeMap<&str, &Theirs>) 
             .filter_map(|it| {
                 let their = theirs.get(it.row.id.as_str())?;
                 let (ttft_s, tpot_s) = it.measured;
-                Some(Ratios { ttft: their.pred_ttft_ms * 1e-3 / ttft_s, tpot: their.pred_tpot_ms * 1e-3 / tpot_s })
+                Some(Ratios {
+                    ttft: their.pred_ttft_ms * 1e-3 / ttft_s,
+                    tpot: their.pred_tpot_ms * 1e-3 / tpot_s,
+                })
             })
             .collect();
         println!(
