@@ -469,7 +469,10 @@ fn expert_layers(
     let routed =
         gemm.experts(&hardware, &dims, model.experts().bytes_per_weight()).slowed(stack.expert_compute);
     let exchange = if *dp > 1 {
-        let bytes = used * hidden * ACTIVATION_BYTES;
+        // A token goes once to every rank that has any of its experts, in their precision, and comes back in 16 bits.
+        let reached = ranks * (1.0 - (1.0 - 1.0 / ranks).powf(used));
+        let there = model.experts().bytes_per_weight().min(ACTIVATION_BYTES);
+        let bytes = reached * hidden * (there + ACTIVATION_BYTES) / 2.0;
         let collective = kernels.exchange[collective_index(ranks as u32)];
         let token_s = collective.exchange_s(ranks, bytes) - collective.exchange_s(ranks, 0.0);
         (2.0 * stack.exchange_us * 1e-6, 2.0 * token_s)

@@ -328,3 +328,46 @@ impl Layout {
         ReplicaConfig { model, gpu: gpu.clone(), tp, pp, dp, ep: ep.min(tp * dp), backend, engine }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layout(columns: &str) -> (u32, u32, u32, u32) {
+        let text = format!(
+            "id,model_path,system,backend,isl,osl,concurrency,tp_size,attention_dp_size,moe_tp_size,moe_ep_size\n\
+             x,deepseek-ai/DeepSeek-R1,h200_sxm,trtllm,1024,1024,64,{columns}\n"
+        );
+        let (rows, skipped) = parse_rows(&text).unwrap();
+        assert!(skipped.is_empty(), "{skipped:?}");
+        let ReplicaConfig { tp, pp, dp, ep, .. } = rows[0].config;
+        (tp, pp, dp, ep)
+    }
+
+    #[test]
+    fn labels_that_count_gpus_twice_are_understood() {
+        assert_eq!(layout("8,1,8,1"), (8, 1, 1, 1), "experts divided like all else");
+        assert_eq!(layout("8,1,1,8"), (8, 1, 1, 8), "whole experts on ranks");
+        assert_eq!(layout("1,8,1,8"), (1, 1, 8, 8), "every GPU attends for itself");
+        assert_eq!(layout("64,1,8,8"), (8, 1, 1, 8), "TP × EP counted together");
+        assert_eq!(layout("1,64,8,8"), (1, 1, 8, 8), "DP × EP counted together");
+        assert_eq!(layout("8,8,1,64"), (8, 1, 1, 8), "TP and DP name the same GPUs");
+    }
+
+    #[test]
+    fn what_cannot_be_computed_is_told() {
+        let of = |values: &str| {
+            let text = format!("id,model_path,system,backend,isl,osl,concurrency,tp_size,mode\nx,{values}\n");
+            parse_rows(&text).map(|(_, skipped)| skipped.first().map(|it| it.why.clone()).unwrap_or_default())
+        };
+        assert_eq!(of("who/knows,h100_sxm,vllm,1,1,1,1,agg").unwrap(), "unknown model `who/knows`");
+        assert_eq!(of("Qwen/Qwen3-32B,h99,vllm,1,1,1,1,agg").unwrap(), "unknown system `h99`");
+        assert_eq!(of("Qwen/Qwen3-32B,h100_sxm,mlc,1,1,1,1,agg").unwrap(), "unknown engine `mlc`");
+        assert!(of("Qwen/Qwen3-32B,h100_sxm,vllm,1,1,1,1,disagg").unwrap().contains("different GPUs"));
+        assert!(of("Qwen/Qwen3-32B,h100_sxm,vllm,1,1,,1,agg").unwrap().contains("clients"));
+        assert_eq!(of("Qwen/Qwen3-32B,h100_sxm,vllm,1,1,1,1,agg").unwrap(), "");
+        for bad in ["0,1,1,1", "1,0,1,1", "x,1,1,1", "1,1,-1,1", "1,1,1,1e99"] {
+            of(&format!("Qwen/Qwen3-32B,h100_sxm,vllm,{bad},agg")).unwrap_err();
+        }
+    }
+}

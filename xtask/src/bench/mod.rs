@@ -23,7 +23,7 @@ pub(crate) fn run(arguments: &[&str]) -> ExitCode {
         ["sim", ..] => sim::run(small, &mut report),
         ["perf" | "small"] | [] | ["perf", "small"] => {
             report.at_least("step times per second", steps_per_second(), 500_000.0);
-            if let Err(message) = perf::run(&crate::root(), &mut report) {
+            if let Err(message) = perf::run(&crate::root(), small, &mut report) {
                 eprintln!("{message}");
                 return ExitCode::FAILURE;
             }

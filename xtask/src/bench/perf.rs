@@ -36,7 +36,8 @@ struct Ratios {
     tpot: f64,
 }
 
-pub(crate) fn run(root: &Path, report: &mut Report) -> Result<(), String> {
+/// `small` leaves out what `cargo test` runs.
+pub(crate) fn run(root: &Path, small: bool, report: &mut Report) -> Result<(), String> {
     let tables = Tables::of(root);
     let kernels = Kernels::fit(&tables)?;
     let (rows, skipped) = tables.serving()?;
@@ -55,6 +56,13 @@ pub(crate) fn run(root: &Path, report: &mut Report) -> Result<(), String> {
     intervals(&by_series, report);
     ranking(&by_series, &theirs, report);
     per_series(&by_series, &theirs);
+    if !small {
+        report.at_most(
+            "laws of physics broken in random tests (crates/perf/tests/it)",
+            broken_laws(root)?,
+            0.0,
+        );
+    }
     report.at_least("closed-form estimates per core-second", estimates_per_second(&rows), 500_000.0);
     report.at_most("cold start to the first estimate, ms", cold_start_ms(root)?, 50.0);
     Ok(())
@@ -192,20 +200,24 @@ fn throughput_per_gpu(row: &Row, ttft_s: f64, tpot_s: f64) -> f64 {
     row.load.clients * answer / (ttft_s + (answer - 1.0) * tpot_s) / f64::from(row.config.gpus())
 }
 
+/// Measured and predicted.
+fn throughputs(it: &Prediction<'_>) -> (f64, f64) {
+    let of = |ttft_s, tpot_s| throughput_per_gpu(it.row, ttft_s, tpot_s);
+    (of(it.measured.0, it.measured.1), of(it.estimate.ttft_s, it.estimate.tpot_s))
+}
+
 /// Kendall's τ of throughput per GPU inside each series, averaged over rows.
 fn ranking(predictions: &[Prediction<'_>], theirs: &BTreeMap<&str, &Theirs>, report: &mut Report) {
     let (mut our, mut our_both, mut their) = (Mean::default(), Mean::default(), Mean::default());
     for (_, of_series) in in_series(predictions) {
-        let measured = |it: &Prediction<'_>| throughput_per_gpu(it.row, it.measured.0, it.measured.1);
-        let ours = |it: &Prediction<'_>| throughput_per_gpu(it.row, it.estimate.ttft_s, it.estimate.tpot_s);
-        let pairs: Vec<(f64, f64)> = of_series.iter().map(|it| (measured(it), ours(it))).collect();
+        let pairs: Vec<(f64, f64)> = of_series.iter().map(|it| throughputs(it)).collect();
         our.add(kendall_tau(&pairs), pairs.len());
         let (both, their_pairs): (Vec<_>, Vec<_>) = of_series
             .iter()
             .filter_map(|it| {
                 let their = theirs.get(it.row.id.as_str())?;
                 let their = throughput_per_gpu(it.row, their.pred_ttft_ms * 1e-3, their.pred_tpot_ms * 1e-3);
-                Some(((measured(it), ours(it)), (measured(it), their)))
+                Some((throughputs(it), (throughputs(it).0, their)))
             })
             .unzip();
         our_both.add(kendall_tau(&both), both.len());
@@ -256,8 +268,8 @@ fn kendall_tau(pairs: &[(f64, f64)]) -> Option<f64> {
 
 fn per_series(predictions: &[Prediction<'_>], theirs: &BTreeMap<&str, &Theirs>) {
     println!(
-        "\n{:<46} {:>5} {:>15} {:>15}   aiconfigurator on {:>15} {:>15}",
-        "series", "rows", "TPOT", "TTFT", "TPOT", "TTFT"
+        "\n{:<42} {:>5} {:>15} {:>15} {:>6}   aiconfigurator on {:>15} {:>15}",
+        "series", "rows", "TPOT", "TTFT", "tau", "TPOT", "TTFT"
     );
     for (name, of_series) in in_series(predictions) {
         let all: Vec<Ratios> = of_series.iter().map(|it| ours(it)).collect();
@@ -273,10 +285,11 @@ fn per_series(predictions: &[Prediction<'_>], theirs: &BTreeMap<&str, &Theirs>) 
             })
             .collect();
         println!(
-            "{name:<46} {:>5} {:>15} {:>15}   {:>17} {:>15} {:>15}",
+            "{name:<42} {:>5} {:>15} {:>15} {:>6.3}   {:>17} {:>15} {:>15}",
             all.len(),
             Error::of(&all, |it| it.tpot),
             Error::of(&all, |it| it.ttft),
+            kendall_tau(&of_series.iter().map(|it| throughputs(it)).collect::<Vec<_>>()).unwrap_or(f64::NAN),
             their.len(),
             Error::of(&their, |it| it.tpot),
             Error::of(&their, |it| it.ttft),
@@ -304,8 +317,24 @@ impl Error {
 
 impl std::fmt::Display for Error {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.pad(&format!("{:.1} / {:.1}", self.mean, self.median))
+        if self.median.is_nan() {
+            f.pad("–")
+        } else {
+            f.pad(&format!("{:.1} / {:.1}", self.mean, self.median))
+        }
     }
+}
+
+/// Property tests of the cost model that fail: peak compute and bandwidth, monotone in load, TP and bandwidth, …
+fn broken_laws(root: &Path) -> Result<f64, String> {
+    let output = Command::new(env!("CARGO"))
+        .args(["test", "--quiet", "--package", "boute-perf", "--test", "it"])
+        .current_dir(root)
+        .output()
+        .map_err(|error| error.to_string())?;
+    let told = String::from_utf8_lossy(&output.stdout);
+    let failed = told.split("; ").find_map(|part| part.strip_suffix(" failed")?.trim().parse().ok());
+    failed.ok_or_else(|| "the property tests of `boute-perf` do not run".into())
 }
 
 /// From configuration to TTFT, TPOT and the parts of a step, memory checked: on one thread, over all rows.

@@ -296,3 +296,103 @@ fn one_replica_is_simulated_on_a_foreign_cost_model() {
     assert!(refused(2, &["simulate"]).contains("<PLAN>"));
     assert!(refused(2, &["simulate", "--step-time", &good]).contains("--requests"));
 }
+
+/// The published way to run Llama-3.1-8B, in the columns of aiconfigurator's sample.
+const ROWS: &str = "\
+id,model_path,system,backend,precision,isl,osl,concurrency,tp_size,ttft_ms,tpot_ms
+a,meta-llama/Llama-3.1-8B-Instruct,h100_sxm,vllm,fp8,1024,256,16,1,100,7
+b,meta-llama/Llama-3.1-70B,h200_sxm,vllm,fp8,1024,1024,8,2,,
+\"c,1\",deepseek-ai/DeepSeek-R1,b200_sxm,sglang,fp4,1024,1024,64,8,,
+d,some/unknown-model,h100_sxm,vllm,fp8,1024,256,16,1,,
+";
+
+#[test]
+fn rows_are_estimated() {
+    let folder = Folder::new("perf");
+    let rows = folder.file("rows.csv", ROWS);
+    let predictions = folder.path("predictions.csv");
+    let output = boute(&["perf", "estimate", "--rows", &rows, "-o", &predictions]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let said = text(&output.stderr);
+    assert!(said.contains("1 rows left out: unknown model `some/unknown-model`"), "{said}");
+    let written = fs::read_to_string(&predictions).unwrap();
+    let lines: Vec<&str> = written.lines().collect();
+    assert_eq!(
+        lines[0],
+        "id,pred_ttft_ms,pred_tpot_ms,source,ttft_low_ms,ttft_high_ms,tpot_low_ms,tpot_high_ms"
+    );
+    assert_eq!(lines.len(), 4);
+    let first: Vec<&str> = lines[1].split(',').collect();
+    assert_eq!((first[0], first[3]), ("a", "fitted"));
+    let ms: Vec<f64> = [1, 2, 4, 5, 6, 7].map(|column: usize| first[column].parse().unwrap()).to_vec();
+    assert!((20.0..300.0).contains(&ms[0]) && (4.0..15.0).contains(&ms[1]), "{ms:?}");
+    assert!(ms[2] <= ms[0] && ms[0] <= ms[3] && ms[4] <= ms[1] && ms[1] <= ms[5], "{ms:?}");
+    assert!(lines[3].starts_with("\"c,1\","), "{}", lines[3]);
+
+    let json = boute(&["perf", "estimate", "--rows", &rows, "--json"]);
+    let json: Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(json.as_array().unwrap().len(), 3);
+    assert_eq!(json[0]["source"], "fitted");
+    assert_eq!(boute(&["perf", "estimate", "--rows", &rows]).stdout, written.as_bytes());
+}
+
+#[test]
+fn rows_that_cannot_be_read_are_refused() {
+    let folder = Folder::new("perf-bad");
+    let estimate = |text: &str| {
+        let rows = folder.file("rows.csv", text);
+        let said = refused(2, &["perf", "estimate", "--rows", &rows, "-o", &folder.path("none.csv")]);
+        assert!(!Path::new(&folder.path("none.csv")).exists());
+        said.replace(&folder.0.display().to_string(), "")
+    };
+    insta::assert_snapshot!(estimate(""), @r"
+    error: `/rows.csv`: no column `id`
+      help: the columns are those of aiconfigurator's silicon sample: id, model_path, system, backend, isl, osl, concurrency, tp_size, …
+    ");
+    insta::assert_snapshot!(estimate(&ROWS.replace("1024,256,16,1,100", "1024,-256,16,1,100")), @r"
+    error: `/rows.csv`: line 2: `osl` is `-256`, not a count
+      help: see `boute perf estimate --help` for the columns
+    ");
+    insta::assert_snapshot!(estimate(&ROWS.replace("1024,256,16,1,100", "NaN,256,16,1,100")), @r"
+    error: `/rows.csv`: line 2: `isl` is `NaN`, not a count
+      help: see `boute perf estimate --help` for the columns
+    ");
+    refused(2, &["perf", "estimate", "--rows", &folder.path("missing.csv")]);
+}
+
+#[test]
+fn a_replica_is_explained() {
+    let asked =
+        ["perf", "explain", "--model", "llama-3.1-70b", "--gpu", "H100-SXM", "--dtype", "fp8", "--tp", "2"];
+    let output = boute(&[&asked[..], &["--json"]].concat());
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let sum =
+        |of: &str| told[of].as_object().unwrap().values().map(|part| part.as_f64().unwrap()).sum::<f64>();
+    assert!((sum("ttft") / told["ttft_s"].as_f64().unwrap() - 1.0).abs() < 1e-9);
+    assert!(sum("decode_step") <= told["tpot_s"].as_f64().unwrap());
+    assert_eq!(told["binds"], "bandwidth");
+    let shown = text(&boute(&asked).stdout);
+    assert!(shown.contains("decoding is bound by bandwidth") && shown.contains("80 % interval"), "{shown}");
+
+    let said = refused(2, &["perf", "explain", "--model", "llama-3.1-70b", "--gpu", "L40S"]);
+    assert!(said.contains("it fits at TP 4"), "{said}");
+    refused(2, &["perf", "explain", "--model", "llama-3.1-8b", "--gpu", "L40S", "--prompt-tokens", "0"]);
+    // A slower link between the GPUs of a node never helps.
+    let tpot = |link: &str| {
+        let output = boute(&[
+            "perf",
+            "explain",
+            "--model",
+            "llama-3.1-70b",
+            "--gpu",
+            "L40S",
+            "--tp",
+            "8",
+            "--link",
+            link,
+            "--json",
+        ]);
+        serde_json::from_slice::<Value>(&output.stdout).unwrap()["tpot_s"].as_f64().unwrap()
+    };
+    assert!(tpot("2GB/s") > tpot("25GB/s"));
+}

@@ -1,6 +1,6 @@
 //! Laws of the cost model, over random models, GPUs, parallelism and batches.
 
-use boute_perf::{Batch, Calibration, ReplicaConfig, ReplicaModel, StepTime, default_engine};
+use boute_perf::{Batch, Calibration, ClosedLoop, ReplicaConfig, ReplicaModel, StepTime, default_engine};
 use boute_spec::catalog::{Catalog, Precision};
 use boute_spec::units::SimTime;
 use proptest::prelude::*;
@@ -140,6 +140,43 @@ proptest! {
             .map(|step| replica.step_time(&Batch { decodes, decode_context: context + step * decodes, ..Batch::default() }))
             .fold(SimTime::ZERO, |sum, time| sum + time);
         prop_assert_eq!(replica.decode_time(decodes, context, steps), summed);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, max_global_rejects: 1 << 16,
+        failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn more_clients_wait_longer((_, replica) in replicas(), prompt in 1_u32..4096, answer in 1_u32..4096, clients in 1_u32..2000) {
+        let of = |clients: u32| replica.closed_loop(&ClosedLoop { prompt_tokens: prompt, answer_tokens: answer, clients: f64::from(clients) });
+        let (few, more) = (of(clients), of(clients + 1));
+        prop_assert!(more.tpot_s >= few.tpot_s * (1.0 - 1e-9), "{} < {}", more.tpot_s, few.tpot_s);
+        prop_assert!(few.ttft.total_s() == few.ttft_s && few.ttft_s.is_finite() && few.tpot_s > 0.0);
+        prop_assert!(few.ttft_s >= few.prompt.total_s());
+    }
+
+    /// What closed loops promise stays below what the GPUs can compute: all their tokens, at peak.
+    #[test]
+    fn no_closed_loop_beats_peak_compute((config, replica) in replicas(), prompt in 1_u32..4096, answer in 2_u32..2048, clients in 1_u32..1024) {
+        let load = ClosedLoop { prompt_tokens: prompt, answer_tokens: answer, clients: f64::from(clients) };
+        let estimate = replica.closed_loop(&load);
+        let (prompt, answer) = (f64::from(prompt), f64::from(answer));
+        let loops_per_s = f64::from(clients) / (estimate.ttft_s + (answer - 1.0) * estimate.tpot_s);
+        let batch = Batch { prefill_tokens: prompt as u64, prefill_pairs_twice: (prompt * prompt) as u64, ..Batch::default() };
+        let (gemm, attention) = flops(&config, &batch);
+        let narrow = config.gpu.fp4_flops.or(config.gpu.fp8_flops).unwrap_or(config.gpu.bf16_flops);
+        let gpus = f64::from(config.tp * config.pp);
+        let busy = loops_per_s * (gemm * (prompt + answer) / prompt / narrow + attention / config.gpu.bf16_flops) / gpus;
+        prop_assert!(busy <= 1.0, "{busy} of the peak");
+    }
+
+    #[test]
+    fn intervals_hold_the_prediction((config, replica) in replicas()) {
+        let spread = Calibration::builtin().spread(config.kind(replica.source()));
+        for [low, high] in [spread.ttft, spread.tpot] {
+            prop_assert!(0.0 < low && low <= 1.0 && 1.0 <= high && high.is_finite());
+        }
     }
 }
 
