@@ -141,7 +141,7 @@ impl LinearStepTime {
     /// # Errors
     /// With a step that ends before it begins.
     pub fn check(&self, limits: StepLimits) -> Result<(), InvalidStepTime> {
-        let knots = self.beyond.iter().map(|(n, _)| *n).chain([1, 2, limits.seqs, limits.tokens]);
+        let knots = [1, 2, limits.seqs, limits.tokens].into_iter().chain(self.beyond.iter().map(|(n, _)| *n));
         for tokens in knots.filter(|tokens| (1..=limits.tokens).contains(tokens)) {
             for (prefill_tokens, decodes) in [(tokens, 0), (0, tokens), (tokens - 1, 1)] {
                 let batch = Batch {
