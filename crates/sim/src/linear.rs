@@ -157,7 +157,9 @@ impl LinearStepTime {
                 let context =
                     if self.per_context < 0.0 { decodes.min(1) * limits.seqs * limits.context } else { 0 };
                 let seconds = self.base_s(&batch) + self.per_context * context as f64;
-                if decodes <= limits.seqs && !(seconds * PICOSECONDS >= 1.0) {
+                // Not so, too, if sums of huge coefficients are no number.
+                let takes_time = seconds * PICOSECONDS >= 1.0;
+                if decodes <= limits.seqs && !takes_time {
                     return Err(InvalidStepTime::NoTime { prefill_tokens, decodes, seconds });
                 }
             }
