@@ -119,7 +119,10 @@ fn offers(spec: &Spec, cloud: Option<&str>, notes: &mut Vec<String>) -> Result<V
     spec.gpus
         .iter()
         .map(|entry| {
-            let gpu = catalog.gpu(&entry.gpu).map_err(Failure::told)?.clone();
+            let mut gpu = catalog.gpu(&entry.gpu).map_err(Failure::told)?.clone();
+            if let Some(link) = entry.link {
+                (gpu.link_bytes_per_s, gpu.link_given) = (link.get(), true);
+            }
             let usd_per_gpu_hour = if let Some(price) = entry.price {
                 price.get()
             } else {

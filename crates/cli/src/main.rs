@@ -12,7 +12,7 @@ mod printer;
 mod progress;
 mod replay;
 
-use commands::{bench, catalog, check, demo, export, mock, plan, router, schema, serve, simulate};
+use commands::{bench, catalog, check, demo, export, mock, perf, plan, router, schema, serve, simulate};
 use failure::{Ending, Failure, exit_code};
 use printer::Printer;
 
@@ -43,6 +43,9 @@ enum Command {
     Plan(plan::Args),
     /// Simulate a plan on a trace, token by token, or one replica with the step times of another cost model.
     Simulate(simulate::Args),
+    /// Predict the speed of replicas: TTFT, TPOT, where the time goes and what binds.
+    #[command(subcommand)]
+    Perf(perf::Command),
     /// Train, evaluate and certify the query router.
     #[command(subcommand)]
     Router(router::Command),
@@ -83,6 +86,7 @@ fn run(command: Command, printer: Printer) -> Result<Ending, Failure> {
         Command::Demo(args) => demo::run(&args, printer),
         Command::Plan(args) => plan::run(&args, printer),
         Command::Simulate(args) => simulate::run(&args, printer),
+        Command::Perf(command) => perf::run(command, printer),
         Command::Router(command) => router::run(&command, printer),
         Command::Serve(args) => serve::run(&args, printer),
         Command::Mock(args) => mock::run(&args, printer),

@@ -8,12 +8,12 @@ use boute_spec::digest::sha256_hex;
 use serde::{Deserialize, Serialize};
 
 use crate::interval::{Kind, Spread};
-use crate::kernels::{Collective, DecodeAttention, ExpertGemm, Gemm, Hardware, PrefillAttention};
+use crate::kernels::{Collective, DecodeAttention, ExpertGemm, Gemm, Hardware, PrefillAttention, Send};
 use crate::replica::Engine;
 
 const FILE: &str = include_str!("../../../catalog/calibration.toml");
 
-/// Share of the link's bandwidth an all-reduce reaches where nobody measured it.
+/// Share of the link's bandwidth that a collective reaches where nobody measured it.
 const ASSUMED_LINK_EFFICIENCY: f64 = 0.6;
 
 /// Constants and the mean relative error of their fit.
@@ -77,8 +77,20 @@ pub struct System {
     pub attention: Attention,
     /// All-reduce of the engine (custom kernel, in a CUDA graph) over 2, 4 and 8 GPUs.
     pub all_reduce: [Fitted<Collective>; 3],
-    /// All-reduce of NCCL over 2, 4 and 8 GPUs: where TP leaves the reach of the custom kernel.
+    /// All-reduce of NCCL over 2, 4 and 8 GPUs.
     pub nccl: [Fitted<Collective>; 3],
+    /// All-to-all of NCCL over 2, 4 and 8 GPUs.
+    pub exchange: [Fitted<Collective>; 3],
+}
+
+/// Sends between GPUs, over any link.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sends {
+    /// Inside a node.
+    pub in_node: Fitted<Send>,
+    /// From node to node.
+    pub across_nodes: Fitted<Send>,
 }
 
 /// How operators add up to a step: fitted end to end over all engines.
@@ -159,6 +171,8 @@ pub struct Calibration {
     pub stack: Stack,
     /// What engines add.
     pub engine: Engines,
+    /// Sends between pipeline stages.
+    pub send: Sends,
     /// How far predictions are off.
     pub interval: Vec<Interval>,
     /// Measured systems.
@@ -178,8 +192,12 @@ pub struct KernelSet {
     pub decode: DecodeAttention,
     /// Prefill attention.
     pub prefill: PrefillAttention,
-    /// All-reduce over 2, 4 and 8 GPUs.
+    /// All-reduce of the engine over 2, 4 and 8 GPUs.
     pub all_reduce: [Collective; 3],
+    /// All-reduce of NCCL, which engines turn to for large messages.
+    pub nccl: [Collective; 3],
+    /// All-to-all of NCCL.
+    pub exchange: [Collective; 3],
     /// Measured on this GPU type, or taken over from another.
     pub source: Source,
 }
@@ -287,14 +305,7 @@ impl Calibration {
         };
         let (gemm, peak) = system.gemm.of(model.precision, gpu);
         let (experts, expert_peak) = system.experts.of(model.experts(), gpu);
-        let link = gpu.link_bytes_per_s * ASSUMED_LINK_EFFICIENCY / 1e9;
-        let all_reduce = system.all_reduce.map(|measured| Collective {
-            bus_gb_per_s: match source {
-                Source::Assumed => measured.constants.bus_gb_per_s.min(link),
-                Source::Measured | Source::Fitted => measured.constants.bus_gb_per_s,
-            },
-            ..measured.constants
-        });
+        let on_link = |measured: Fitted<Collective>| on_link(measured.constants, gpu, source);
         let head_dim = if model.shape.mla.is_some() { 128 } else { model.shape.head_dim };
         KernelSet {
             gemm: (gemm, hardware(peak)),
@@ -302,10 +313,24 @@ impl Calibration {
             experts: (experts, hardware(expert_peak)),
             decode: system.attention.decode(head_dim, model.kv_bytes_per_element),
             prefill: system.attention.prefill(head_dim),
-            all_reduce,
+            all_reduce: system.all_reduce.map(on_link),
+            nccl: system.nccl.map(on_link),
+            exchange: system.exchange.map(on_link),
             source,
         }
     }
+}
+
+/// A collective over the links of `gpu`: as measured, unless the host's own link is known, or the measurements are of
+/// another GPU type with a faster one.
+fn on_link(measured: Collective, gpu: &Gpu, source: Source) -> Collective {
+    let reached = gpu.link_bytes_per_s * ASSUMED_LINK_EFFICIENCY / 1e9;
+    let bus_gb_per_s = match source {
+        _ if gpu.link_given => reached,
+        Source::Assumed => measured.bus_gb_per_s.min(reached),
+        Source::Measured | Source::Fitted => measured.bus_gb_per_s,
+    };
+    Collective { bus_gb_per_s, ..measured }
 }
 
 #[cfg(test)]

@@ -24,6 +24,18 @@ pub struct Spread {
     pub tpot: [f64; 2],
 }
 
+impl Spread {
+    /// When nothing runs that could be off.
+    pub const UNKNOWN: Self = Self { ttft: [1.0, 1.0], tpot: [1.0, 1.0] };
+
+    /// From the lower of the lows to the higher of the highs.
+    #[must_use]
+    pub fn widest(self, other: Self) -> Self {
+        let of = |a: [f64; 2], b: [f64; 2]| [a[0].min(b[0]), a[1].max(b[1])];
+        Self { ttft: of(self.ttft, other.ttft), tpot: of(self.tpot, other.tpot) }
+    }
+}
+
 /// What a prediction's error depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Kind<'a> {

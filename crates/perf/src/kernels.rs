@@ -5,7 +5,7 @@
 //! experts  = t0 + corner(F·(1 + skew)/(peak·mfu), B·touched/(bandwidth·eff)) + traffic·A/bandwidth
 //! prefill  = t0 + F/(peak·mfu) + traffic·A/bandwidth
 //! decode   = t0 + head·D·a + K·kv/(bandwidth·eff)
-//! reduce   = alpha + 2(t−1)/t · bytes/bus
+//! reduce   = alpha + 2(t−1)/t · bytes/bus        exchange = alpha + (t−1)/t · bytes/bus
 //! corner(x, y) = high + low·(serial + blend·low/high), with low = min(x, y), high = max(x, y)
 //! ```
 //! | symbol | meaning |
@@ -297,7 +297,7 @@ impl PrefillAttention {
     }
 }
 
-/// A collective over the GPUs of a node: `alpha + 2(t−1)/t · bytes/bus`.
+/// A collective over the GPUs of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Collective {
@@ -308,9 +308,31 @@ pub struct Collective {
 }
 
 impl Collective {
-    /// Seconds to reduce `bytes` over `gpus`.
-    pub fn seconds(&self, gpus: f64, bytes: f64) -> f64 {
+    /// Seconds to reduce `bytes` on every one of `gpus`: `alpha + 2(t−1)/t · bytes/bus`.
+    pub fn reduce_s(&self, gpus: f64, bytes: f64) -> f64 {
         self.alpha_us * 1e-6 + 2.0 * (gpus - 1.0) / gpus * bytes / (self.bus_gb_per_s * 1e9)
+    }
+
+    /// Seconds for every one of `gpus` to send `bytes`, a part to each other: `alpha + (t−1)/t · bytes/bus`.
+    pub fn exchange_s(&self, gpus: f64, bytes: f64) -> f64 {
+        self.alpha_us * 1e-6 + (gpus - 1.0) / gpus * bytes / (self.bus_gb_per_s * 1e9)
+    }
+}
+
+/// A send from one GPU to another.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Send {
+    /// Fixed time in microseconds.
+    pub alpha_us: f64,
+    /// Reached share of the link's bandwidth.
+    pub link_share: f64,
+}
+
+impl Send {
+    /// Seconds to send `bytes` over a link.
+    pub fn seconds(&self, bytes: f64, link_bytes_per_s: f64) -> f64 {
+        self.alpha_us * 1e-6 + bytes / (link_bytes_per_s * self.link_share)
     }
 }
 

@@ -15,5 +15,5 @@ pub use calibration::Calibration;
 pub use memory::{FitError, MemoryFit, default_engine, memory_fit};
 pub use model::{ReplicaModel, StepParts};
 pub use replica::{Engine, ReplicaConfig};
-pub use serving::{ClosedLoop, ServingEstimate};
+pub use serving::{ClosedLoop, ServingEstimate, TtftParts};
 pub use step::{Batch, StepTime};

@@ -20,22 +20,20 @@
 use boute_spec::catalog::{LinearAttention, ModelShape, Source};
 use boute_spec::units::SimTime;
 
+use serde::Serialize;
+
 use crate::calibration::{Calibration, EngineOverhead, KernelSet, Stack};
 use crate::kernels::{ACTIVATION_BYTES, ExpertShape, Experts, Hardware, Matrix};
 use crate::memory::{FitError, MemoryFit, divide, kv_bytes_per_layer, kv_shards, memory_fit};
 use crate::{Batch, ReplicaConfig, StepTime};
 
-/// Fixed time of one send between pipeline stages, in seconds (aiconfigurator's P2P latency).
-const SEND_S: f64 = 10e-6;
-/// Share of the link that an exchange of tokens between ranks reaches (assumed).
-const EXCHANGE_EFFICIENCY: f64 = 0.6;
 /// Share of peak compute and bandwidth that the recurrence of linear attention reaches (assumed).
 const RECURRENCE_EFFICIENCY: f64 = 0.3;
 /// The recurrence's state is kept in 32 bits.
 const STATE_BYTES: f64 = 4.0;
 
 /// Where the seconds of a step go, by what bounds them.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
 #[expect(clippy::struct_field_names, reason = "the unit is the last word of the name")]
 pub struct StepParts {
     /// Kernels bound by compute.
@@ -128,9 +126,8 @@ pub struct ReplicaModel {
     /// The same for windowed layers.
     window_slope: Vec<SimTime>,
     window: u64,
-    all_reduce_alpha_s: f64,
-    /// Seconds per token of one all-reduce.
-    all_reduce_s: f64,
+    /// One all-reduce by the engine's own kernel and by NCCL: fixed seconds, and seconds per token. The faster one is used.
+    all_reduce: [(f64, f64); 2],
     /// Seconds per token and layer of norms, activation functions and rotary embedding.
     elementwise_s: f64,
     /// Seconds of sends: fixed, per token.
@@ -181,17 +178,12 @@ impl ReplicaModel {
                 })
                 .collect()
         };
-        let all_reduce = kernels.all_reduce[tp.ilog2().clamp(1, 3) as usize - 1];
-        let (alpha_s, token_s) = if *tp == 1 {
-            (0.0, 0.0)
+        let (send, link) = if config.gpus() <= gpu.gpus_per_node {
+            (calibration.send.in_node.constants, gpu.link_bytes_per_s)
         } else {
-            let bytes = ACTIVATION_BYTES * hidden;
-            let fixed = all_reduce.alpha_us * 1e-6;
-            (fixed * stack.all_reduce_alpha, all_reduce.seconds(t, bytes) - fixed)
+            (calibration.send.across_nodes.constants, gpu.network_bytes_per_s)
         };
-        let link =
-            if config.gpus() <= gpu.gpus_per_node { gpu.link_bytes_per_s } else { gpu.network_bytes_per_s };
-        let sends = f64::from(pp - 1);
+        let send_s = |bytes: f64| f64::from(pp - 1) * send.seconds(bytes, link);
         let experts = shape.moe.as_ref().map(|_| {
             let choice = wide(hidden, f64::from(shape.moe.as_ref().map_or(0, |moe| moe.experts)));
             let shared = ffn(f64::from(shape.moe.as_ref().map_or(0, |moe| moe.shared_ffn)));
@@ -220,10 +212,9 @@ impl ReplicaModel {
             slope: per_micro_batch(shape.attention_layers() - windowed),
             window_slope: per_micro_batch(windowed),
             window: shape.sliding_window.as_ref().map_or(u64::MAX, |window| u64::from(window.window)),
-            all_reduce_alpha_s: alpha_s,
-            all_reduce_s: token_s,
+            all_reduce: all_reduces(*tp, hidden, &kernels, &stack),
             elementwise_s: stack.elementwise * elementwise_elements(shape, t) * ACTIVATION_BYTES / bandwidth,
-            sends: (sends * SEND_S, sends * ACTIVATION_BYTES * hidden / link),
+            sends: (send_s(0.0), send_s(ACTIVATION_BYTES * hidden) - send_s(0.0)),
             overhead_s: 1e-6
                 * (engine.step_us
                     + f64::from(shape.layers) * stack.layer_us
@@ -315,9 +306,8 @@ impl ReplicaModel {
             parts.overhead_s += self.attention_layers * (self.decode_t0_s + self.sequence_s * sequences);
         }
         let (send_s, send_token_s) = self.sends;
-        parts.communication_s += self.layers * 2.0 * (self.all_reduce_alpha_s + self.all_reduce_s * tokens)
-            + send_s
-            + send_token_s * tokens;
+        let [own, nccl] = self.all_reduce.map(|(fixed_s, token_s)| fixed_s + token_s * tokens);
+        parts.communication_s += self.layers * 2.0 * own.min(nccl) + send_s + send_token_s * tokens;
         parts.bandwidth_s += self.layers * self.elementwise_s * tokens;
         parts.add(1.0, self.head.cost(sampled));
         parts.overhead_s += self.overhead_s;
@@ -421,6 +411,24 @@ fn projections(shape: &ModelShape, t: f64, matrix: impl Fn(f64, f64) -> Matrix) 
     ]
 }
 
+/// All-reduces of one token's activations over `tp` GPUs, by the engine's kernel and by NCCL: fixed seconds, and seconds per
+/// token.
+fn all_reduces(tp: u32, hidden: f64, kernels: &KernelSet, stack: &Stack) -> [(f64, f64); 2] {
+    if tp == 1 {
+        return [(0.0, 0.0); 2];
+    }
+    let (t, size) = (f64::from(tp), collective_index(tp));
+    [kernels.all_reduce[size], kernels.nccl[size]].map(|collective| {
+        let fixed_s = collective.reduce_s(t, 0.0);
+        (fixed_s * stack.all_reduce_alpha, collective.reduce_s(t, ACTIVATION_BYTES * hidden) - fixed_s)
+    })
+}
+
+/// Collectives are measured over 2, 4 and 8 GPUs.
+fn collective_index(gpus: u32) -> usize {
+    gpus.ilog2().clamp(1, 3) as usize - 1
+}
+
 fn recurrence(
     linear: &LinearAttention,
     hidden: f64,
@@ -445,7 +453,7 @@ fn expert_layers(
     choice: Matrix,
     shared: [Matrix; 2],
 ) -> ExpertLayers {
-    let ReplicaConfig { model, gpu, tp, dp, ep, .. } = config;
+    let ReplicaConfig { model, tp, dp, ep, .. } = config;
     let (moe, shape) = (model.shape.moe.as_ref().expect("asked for its experts"), &model.shape);
     let ranks = f64::from((*ep).clamp(1, tp * dp));
     let (gemm, hardware) = kernels.experts;
@@ -461,9 +469,10 @@ fn expert_layers(
     let routed =
         gemm.experts(&hardware, &dims, model.experts().bytes_per_weight()).slowed(stack.expert_compute);
     let exchange = if *dp > 1 {
-        let link = gpu.link_bytes_per_s * EXCHANGE_EFFICIENCY;
-        let bytes = used * hidden * ACTIVATION_BYTES * (ranks - 1.0) / ranks;
-        (2.0 * stack.exchange_us * 1e-6, 2.0 * bytes / link)
+        let bytes = used * hidden * ACTIVATION_BYTES;
+        let collective = kernels.exchange[collective_index(ranks as u32)];
+        let token_s = collective.exchange_s(ranks, bytes) - collective.exchange_s(ranks, 0.0);
+        (2.0 * stack.exchange_us * 1e-6, 2.0 * token_s)
     } else {
         (0.0, 0.0)
     };

@@ -8,13 +8,20 @@
 //! * A `tp_size` beyond 8 on a rack-scale system means that experts span the GPUs and every GPU attends for itself.
 //! * An fp8 or fp4 checkpoint keeps an fp8 cache, unless only its experts are quantised.
 
-use boute_spec::catalog::{Catalog, Gpu, Model, Precision};
+use boute_spec::catalog::{Catalog, Gpu, Model, Precision, Source};
 use boute_spec::plan::EngineFlags;
+use serde::Serialize;
 
+use crate::interval::Spread;
+use crate::memory::memory_fit;
 use crate::{Calibration, ClosedLoop, Engine, ReplicaConfig, ReplicaModel, ServingEstimate};
 
 /// Memory that serving benchmarks give the engine.
 const GPU_MEMORY_UTILIZATION: f64 = 0.92;
+
+/// Columns of the answer.
+const PREDICTED: &str =
+    "id,pred_ttft_ms,pred_tpot_ms,source,ttft_low_ms,ttft_high_ms,tpot_low_ms,tpot_high_ms";
 
 /// One setting, and what was measured there.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,10 +41,59 @@ pub struct Row {
 }
 
 impl Row {
+    /// What our model says, in milliseconds to four places, with intervals.
+    pub fn predict(&self, calibration: &Calibration) -> Predicted<'_> {
+        let estimate = self.estimate(calibration);
+        let kernels = calibration.source(&self.config.gpu);
+        let Spread { ttft, tpot } = calibration.spread(self.config.kind(kernels));
+        let ms = |seconds: f64| (seconds * 1e7).round() / 1e4;
+        Predicted {
+            id: &self.id,
+            pred_ttft_ms: ms(estimate.ttft_s),
+            pred_tpot_ms: ms(estimate.tpot_s),
+            source: if memory_fit(&self.config).is_ok() { kernels } else { Source::Assumed },
+            ttft_low_ms: ms(estimate.ttft_s * ttft[0]),
+            ttft_high_ms: ms(estimate.ttft_s * ttft[1]),
+            tpot_low_ms: ms(estimate.tpot_s * tpot[0]),
+            tpot_high_ms: ms(estimate.tpot_s * tpot[1]),
+        }
+    }
+
     /// What our model says. A measured replica is known to run, so memory does not refuse it.
     pub fn estimate(&self, calibration: &Calibration) -> ServingEstimate {
         ReplicaModel::whether_or_not_it_fits(&self.config, calibration).closed_loop(&self.load)
     }
+}
+
+/// What our model says of a row; the names are the columns.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Predicted<'a> {
+    /// Name of the row.
+    pub id: &'a str,
+    /// Mean time to first token.
+    pub pred_ttft_ms: f64,
+    /// Mean time per output token after the first.
+    pub pred_tpot_ms: f64,
+    /// Fitted if the kernels were measured on this GPU type; assumed if not, or if by our estimate the replica does not fit.
+    pub source: Source,
+    /// Interval of the TTFT at [`crate::interval::CONFIDENCE`].
+    pub ttft_low_ms: f64,
+    /// Its other end.
+    pub ttft_high_ms: f64,
+    /// Interval of the TPOT.
+    pub tpot_low_ms: f64,
+    /// Its other end.
+    pub tpot_high_ms: f64,
+}
+
+/// Predictions as CSV with a header.
+pub fn predictions_csv(predictions: &[Predicted<'_>]) -> String {
+    let mut writer = csv::WriterBuilder::new().has_headers(false).from_writer(Vec::new());
+    for row in predictions {
+        writer.serialize(row).expect("numbers and words fit into CSV");
+    }
+    let body = writer.into_inner().expect("memory takes all that is written");
+    format!("{PREDICTED}\n{}", String::from_utf8_lossy(&body))
 }
 
 /// A row that says nothing we can compute, and why.

@@ -20,6 +20,8 @@
 //! ends. Sources: M/D/1 waiting time, Kleinrock, "Queueing Systems", 1975; constants fitted (see
 //! [`crate::Calibration`]).
 
+use serde::Serialize;
+
 use crate::model::StepParts;
 use crate::{Batch, ReplicaModel};
 
@@ -42,14 +44,41 @@ pub struct ClosedLoop {
 pub struct ServingEstimate {
     /// Mean time to first token.
     pub ttft_s: f64,
+    /// Where it goes.
+    pub ttft: TtftParts,
     /// Mean time per output token after the first.
     pub tpot_s: f64,
     /// Sequences that run at once.
     pub running: f64,
     /// A step in which they all decode.
     pub decode: StepParts,
-    /// What a prompt adds to it.
+    /// A step that computes one prompt per group of attention and nothing else.
+    pub prompt: StepParts,
+    /// What a prompt adds to a step of decoding sequences.
     pub prompt_s: f64,
+}
+
+/// Where the time to first token goes.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+#[expect(clippy::struct_field_names, reason = "the unit is the last word of the name")]
+pub struct TtftParts {
+    /// Protocol and tokenising.
+    pub request_s: f64,
+    /// The prompt itself, launches included.
+    pub prompt_s: f64,
+    /// The running step.
+    pub step_s: f64,
+    /// Prompts of others: the initial burst, and those that arrive meanwhile.
+    pub others_s: f64,
+    /// Until there is room in the KV cache and in the batch.
+    pub room_s: f64,
+}
+
+impl TtftParts {
+    /// All together.
+    pub fn total_s(&self) -> f64 {
+        self.request_s + self.prompt_s + self.step_s + self.others_s + self.room_s
+    }
 }
 
 impl ReplicaModel {
@@ -78,18 +107,18 @@ impl ReplicaModel {
         let step_s = decode.total_s();
         let prompt_s = (self.parts(&together).total_s() - step_s).max(1e-6);
         let tpot_s = step_s + (per_group - 1.0) / answer * prompt_s;
-        let first_s = three_norm(self.parts(&alone).total_s(), self.launch_s());
+        let prompt = self.parts(&alone);
+        let first_s = three_norm(prompt.total_s(), self.launch_s());
         let engine = self.engine();
         let busy = (per_group * prompt_s / (answer * tpot_s + first_s)).min(FULLEST);
-        let others_s = if per_group > 1.0 { step_s / 2.0 } else { 0.0 };
-        let ttft_s = engine.request_ms * 1e-3
-            + first_s
-            + others_s
-            + engine.burst * (per_group - 1.0) / 2.0 * prompt_s
-            + busy / (2.0 * (1.0 - busy)) * prompt_s
-            + (clients - running) / running * answer * tpot_s
-            + engine.slot_wait * answer * tpot_s / per_group.max(2.0);
-        ServingEstimate { ttft_s, tpot_s, running, decode, prompt_s }
+        let ttft = TtftParts {
+            request_s: engine.request_ms * 1e-3,
+            prompt_s: first_s,
+            step_s: if per_group > 1.0 { step_s / 2.0 } else { 0.0 },
+            others_s: (engine.burst * (per_group - 1.0) / 2.0 + busy / (2.0 * (1.0 - busy))) * prompt_s,
+            room_s: ((clients - running) / running + engine.slot_wait / per_group.max(2.0)) * answer * tpot_s,
+        };
+        ServingEstimate { ttft_s: ttft.total_s(), ttft, tpot_s, running, decode, prompt, prompt_s }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use boute_mobo::pareto::non_dominated;
+use boute_perf::interval::{CONFIDENCE, Spread};
 use boute_router::certify::{FloorRule, lower_bound};
 use boute_spec::catalog::Source;
 use boute_spec::outcome::Outcome;
@@ -19,16 +20,7 @@ use crate::deployment::Fleet;
 use crate::problem::Problem;
 use crate::routing::Route;
 use crate::search::Strategy;
-use crate::table::{Table, source_of};
-
-/// Share of predictions inside the stated interval.
-const TIME_CONFIDENCE: f64 = 0.8;
-/// Half-width of the intervals for fitted constants, as a share of the value: the published held-out errors of closed-form
-/// models with such constants are about 12 % (median) for TPOT, of which E2E mostly consists, and 36 % for TTFT.
-const TPOT_ERROR: f64 = 0.15;
-const TTFT_ERROR: f64 = 0.36;
-/// Constants taken over from another GPU are trusted half as much.
-const ASSUMED_FACTOR: f64 = 2.0;
+use crate::table::{Table, source_of, spread_of};
 
 /// The fleet as groups: levels of one candidate are merged, its replicas share the model's load in proportion to what the
 /// levels were meant to carry.
@@ -201,7 +193,9 @@ pub fn assemble(parts: Parts<'_>) -> Result<Plan, InvalidPlan> {
     let source =
         fleet.replicas.iter().map(|(column, _)| source_of(&parts.candidates[column.candidate])).max();
     let source = source.unwrap_or(Source::Assumed);
-    let times = |metric: Metric| percentiles(parts.planned, metric, source);
+    let spreads = fleet.replicas.iter().map(|(column, _)| spread_of(&parts.candidates[column.candidate]));
+    let spread = spreads.reduce(Spread::widest).unwrap_or(Spread::UNKNOWN);
+    let times = |metric: Metric| percentiles(parts.planned, metric, source, spread);
     let max_rate = max_rate(problem, parts.candidates, parts.table, fleet, route).max(parts.rate);
     let rate_of = |rate: f64| RequestsPerSecond::new(rate).unwrap_or_default();
     let uses = |group_uses: &dyn Fn(&boute_spec::plan::ReplicaGroup) -> bool| {
@@ -276,16 +270,16 @@ pub fn floor_value(problem: &Problem) -> Option<f64> {
     }
 }
 
-fn percentiles(outcome: &Outcome, metric: Metric, source: Source) -> PredictedPercentiles {
-    let error = if metric == Metric::Ttft { TTFT_ERROR } else { TPOT_ERROR };
-    let error = if source == Source::Assumed { error * ASSUMED_FACTOR } else { error };
+/// E2E consists mostly of TPOT, and is as far off.
+fn percentiles(outcome: &Outcome, metric: Metric, source: Source, spread: Spread) -> PredictedPercentiles {
+    let [low, high] = if metric == Metric::Ttft { spread.ttft } else { spread.tpot };
     let at = |percentile| {
         let value_ms = outcome.percentile_ms(metric, percentile);
         PredictedMs {
             value_ms,
-            low_ms: value_ms * (1.0 - error),
-            high_ms: value_ms * (1.0 + error),
-            confidence: TIME_CONFIDENCE,
+            low_ms: value_ms * low,
+            high_ms: value_ms * high,
+            confidence: CONFIDENCE,
             source,
         }
     };

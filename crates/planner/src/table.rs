@@ -251,6 +251,11 @@ fn level(problem: &Problem, model: usize, rate: f64, outcomes: &[RequestOutcome]
     Level { rate, over: over(1.0), over_looser: over(LOOSER), reached_s }
 }
 
+/// How far off predictions for a candidate may be.
+pub(crate) fn spread_of(candidate: &Candidate) -> boute_perf::interval::Spread {
+    Calibration::builtin().spread(candidate.config.kind(source_of(candidate)))
+}
+
 /// Whether the calibration of a candidate was measured; kept here with the other uses of the cost model.
 pub(crate) fn source_of(candidate: &Candidate) -> boute_spec::catalog::Source {
     Calibration::builtin().source(&candidate.config.gpu)

@@ -137,6 +137,28 @@ pub fn plan_summary(plan: &PlanDraft, width: usize, colour: bool) -> String {
     out
 }
 
+/// Where a time goes: a line and a bar for every part.
+pub struct Breakdown<'a> {
+    /// Of what.
+    pub title: &'a str,
+    /// Names and seconds.
+    pub parts: Vec<(&'a str, f64)>,
+}
+
+impl std::fmt::Display for Breakdown<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        const WIDTH: f64 = 40.0;
+        let total: f64 = self.parts.iter().map(|(_, seconds)| seconds).sum();
+        writeln!(f, "{}: {:.2} ms", self.title, total * 1e3)?;
+        for (name, seconds) in &self.parts {
+            let share = if total > 0.0 { seconds / total } else { 0.0 };
+            let bar = "█".repeat((share * WIDTH).round() as usize);
+            writeln!(f, "  {name:<22} {:>9.2} ms {:>4.0}%  {bar}", seconds * 1e3, share * 100.0)?;
+        }
+        Ok(())
+    }
+}
+
 fn percentile_rows(rows: &[(&str, &PredictedPercentiles)]) -> String {
     let rows = rows.iter().map(|(name, at)| {
         let each = [at.p50, at.p95, at.p99].map(|time_at| time(time_at.value_ms));

@@ -3,7 +3,7 @@
 use crate::catalog::Precision;
 use crate::plan::Objective;
 use crate::slo::SloTarget;
-use crate::units::{Fraction, RequestsPerSecond, UsdPerHour};
+use crate::units::{BytesPerSecond, Fraction, RequestsPerSecond, UsdPerHour};
 
 /// What a user wants, as written in `boute.yaml`.
 #[derive(Debug, Clone, PartialEq)]
@@ -55,6 +55,8 @@ pub struct GpuEntry {
     pub stock: Stock,
     /// Price of one GPU; the catalogue's default if `None`.
     pub price: Option<UsdPerHour>,
+    /// Bandwidth between two GPUs of a node, one direction, as this host has it; the catalogue's if `None`.
+    pub link: Option<BytesPerSecond>,
 }
 
 /// Where token counts come from.

@@ -436,7 +436,7 @@ fn gpus(walk: &mut Walk, map: &Map<'_>) -> Vec<GpuEntry> {
     };
     let mut gpus: Vec<GpuEntry> = Vec::new();
     for item in walk.items(tree, "gpus", example) {
-        let map = walk.map(item, "a GPU type", &["type", "stock", "price"]);
+        let map = walk.map(item, "a GPU type", &["type", "stock", "price", "link"]);
         let Some(kind) = map.get("type") else {
             walk.missing(&map, "type", "L40S");
             continue;
@@ -451,6 +451,10 @@ fn gpus(walk: &mut Walk, map: &Map<'_>) -> Vec<GpuEntry> {
             let hint = "give what an hour of one GPU costs; for GPUs you own, power and depreciation";
             walk.positive(tree, ("price", "$2.50/h"), "the price", hint)
         });
+        let link = map.get("link").and_then(|tree| {
+            let hint = "give what two GPUs of a node exchange, one direction, such as nvbandwidth measures";
+            walk.positive(tree, ("link", "25GB/s"), "the bandwidth", hint)
+        });
         match Catalog::builtin().gpu(&name) {
             Err(unknown) => {
                 let near = unknown.near.map(|near| format!("did you mean `{near}`? ")).unwrap_or_default();
@@ -461,7 +465,7 @@ fn gpus(walk: &mut Walk, map: &Map<'_>) -> Vec<GpuEntry> {
                 let hint = "add the two stocks up into one entry";
                 walk.problem(place_of(kind), format!("the GPU type `{name}` is listed twice"), hint);
             }
-            Ok(gpu) => gpus.push(GpuEntry { gpu: gpu.name.clone(), stock, price }),
+            Ok(gpu) => gpus.push(GpuEntry { gpu: gpu.name.clone(), stock, price, link }),
         }
     }
     gpus
@@ -663,6 +667,7 @@ pub fn json_schema() -> Value {
                 "type": text("catalogue name, such as L40S or H100-SXM:8"),
                 "stock": {"anyOf": [{"type": "integer", "minimum": 0}, matching("^(unknown|\\+?[0-9]+)$".into(), "GPUs to be had, or `unknown`")]},
                 "price": money,
+                "link": quantity("", "MB/s|GB/s|TB/s", "bandwidth between two GPUs of a node, one direction, such as 25GB/s"),
             }))),
             "traffic": object(&["trace"], json!({
                 "trace": text("CSV or JSON lines, plain or gzip, relative to this file"),

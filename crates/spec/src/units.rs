@@ -134,6 +134,21 @@ quantity!(
     |value, f| write!(f, "{value:.2} req/s")
 );
 
+quantity!(
+    /// Bytes per second.
+    BytesPerSecond,
+    "a bandwidth",
+    "25GB/s",
+    "",
+    |number, unit| match unit {
+        "MB/s" => Some(number * 1e6),
+        "GB/s" => Some(number * 1e9),
+        "TB/s" => Some(number * 1e12),
+        _ => None,
+    },
+    |value, f| write!(f, "{:.1}GB/s", value / 1e9)
+);
+
 /// A number of bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 #[serde(transparent)]

@@ -11,6 +11,7 @@ use std::time::Instant;
 use boute_perf::{Calibration, ReplicaConfig, ReplicaModel, StepTime, default_engine};
 use boute_spec::catalog::Catalog;
 
+mod perf;
 mod sim;
 
 /// Rounds of each short measurement.
@@ -18,21 +19,34 @@ const ROUNDS: usize = 5;
 
 pub(crate) fn run(arguments: &[&str]) -> ExitCode {
     let small = arguments.contains(&"small");
-    let mut report = Report { kept: true };
+    let mut report = Report { kept: true, rows: Vec::new() };
     match arguments {
         ["sim", "memory"] => return sim::print_peak_memory(),
         ["sim", ..] => sim::run(small, &mut report),
-        _ => {
+        ["perf" | "small"] | [] | ["perf", "small"] => {
             report.at_least("step times per second", steps_per_second(), 500_000.0);
+            if let Err(message) = perf::run(&crate::root(), &mut report) {
+                eprintln!("{message}");
+                return ExitCode::FAILURE;
+            }
             sim::run(small, &mut report);
         }
+        _ => {
+            eprintln!("usage: cargo xtask bench [perf | sim] [small]");
+            return ExitCode::from(2);
+        }
+    }
+    println!();
+    for row in &report.rows {
+        println!("{row}");
     }
     if report.kept { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Prints measures beside their bars.
+/// Measures beside their bars, printed at the end.
 pub(crate) struct Report {
     kept: bool,
+    rows: Vec<String>,
 }
 
 impl Report {
@@ -44,9 +58,14 @@ impl Report {
         self.row(name, value, &format!("≤ {bar}"), value <= bar);
     }
 
+    pub(crate) fn between(&mut self, name: &str, value: f64, low: f64, high: f64) {
+        self.row(name, value, &format!("{low}–{high}"), (low..=high).contains(&value));
+    }
+
     fn row(&mut self, name: &str, value: f64, bar: &str, met: bool) {
         self.kept &= met;
-        println!("{name:<66} {value:>12.3}  {bar:<10} {}", if met { "met" } else { "NOT MET" });
+        self.rows
+            .push(format!("{name:<66} {value:>12.3}  {bar:<10} {}", if met { "met" } else { "NOT MET" }));
     }
 }
 

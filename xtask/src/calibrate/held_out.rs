@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use boute_perf::ServingEstimate;
-use boute_perf::calibration::{Calibration, System};
+use boute_perf::calibration::Calibration;
 use boute_perf::interval::HeldOut;
 use boute_perf::rows::Row;
 use rayon::prelude::*;
 
+use super::operators::Kernels;
 use super::serving::fit;
 
 /// A measured row, and what constants say that never saw it.
@@ -21,7 +22,7 @@ pub(crate) struct Prediction<'a> {
 /// Each row predicted by the fit to all rows whose `fold` differs.
 pub(crate) fn predictions<'a, K: Ord + Sync>(
     rows: &'a [Row],
-    systems: &[System],
+    kernels: &Kernels,
     fold: impl Fn(&'a Row) -> K + Sync,
 ) -> Vec<Prediction<'a>> {
     let mut by_fold: BTreeMap<K, Vec<&Row>> = BTreeMap::new();
@@ -33,7 +34,7 @@ pub(crate) fn predictions<'a, K: Ord + Sync>(
         .par_iter()
         .flat_map(|(key, held_out)| {
             let others: Vec<&Row> = rows.iter().filter(|row| fold(row) != **key).collect();
-            let calibration = fit(&others, systems);
+            let calibration = fit(&others, kernels);
             held_out.iter().filter_map(|row| prediction(row, &calibration)).collect::<Vec<_>>()
         })
         .collect()

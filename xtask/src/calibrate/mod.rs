@@ -17,13 +17,14 @@ use flate2::read::GzDecoder;
 use serde::de::DeserializeOwned;
 
 use held_out::{distinct, predictions};
+pub(crate) use operators::Kernels;
 use operators::rounded;
 
 const HEADER: &str = "\
 # How far real kernels stay below the peaks of the data sheet, and what engines add. Written by `cargo xtask calibrate`; the
 # forms and symbols are explained in crates/perf/src/kernels.rs, model.rs, serving.rs and interval.rs.
 # Kernels: fitted to the operator tables of ai-dynamo/aiconfigurator @ 095f58a51c4c (Apache-2.0; vLLM 0.24.0 kernels, A100: 0.14.0);
-# `error` is the mean relative error over the fitted points. Engines and intervals: its end-to-end silicon sample.
+# `error` is the mean relative error over the fitted points. Sends: microsoft/vidur @ 7d47513363ec (MIT). Engines and intervals: its end-to-end silicon sample.
 # Times in microseconds or milliseconds as named, bus bandwidth in GB/s for 2, 4 and 8 GPUs.
 
 ";
@@ -61,15 +62,15 @@ impl Tables {
 /// Writes `catalog/calibration.toml`.
 pub(crate) fn run(root: &Path) -> Result<(), String> {
     let tables = Tables::of(root);
-    let systems = operators::systems(&tables)?;
-    eprintln!("fitted the kernels of {} systems", systems.len());
+    let kernels = Kernels::fit(&tables)?;
+    eprintln!("fitted the kernels of {} systems", kernels.systems.len());
     let rows = distinct(tables.serving()?.0);
     let all: Vec<&Row> = rows.iter().collect();
-    let mut calibration = serving::fit(&all, &systems);
+    let mut calibration = serving::fit(&all, &kernels);
     eprintln!("fitted the engines to {} settings; now each series held out, for the intervals", rows.len());
-    let held_out = predictions(&rows, &systems, |row| row.series.as_str());
+    let held_out = predictions(&rows, &kernels, |row| row.series.as_str());
     let residuals: Vec<HeldOut<'_>> = held_out.iter().map(|it| it.residual(&calibration)).collect();
-    calibration.interval = intervals(&systems, &residuals);
+    calibration.interval = intervals(&kernels.systems, &residuals);
     let path = root.join("catalog/calibration.toml");
     let text = toml::to_string(&calibration).map_err(|error| error.to_string())?;
     std::fs::write(&path, format!("{HEADER}{text}")).map_err(|error| format!("{}: {error}", path.display()))
@@ -95,9 +96,4 @@ fn intervals(systems: &[System], residuals: &[HeldOut<'_>]) -> Vec<Interval> {
         }
     }
     intervals
-}
-
-/// The measured systems with their kernels fitted.
-pub(crate) fn systems(root: &Path) -> Result<Vec<System>, String> {
-    operators::systems(&Tables::of(root))
 }

@@ -1,11 +1,9 @@
 //! Kernels: a few constants per GPU type and precision, fitted to measured operator tables.
 
-use std::collections::BTreeMap;
-
-use boute_perf::calibration::{Attention, ByPrecision, Fitted, System};
+use boute_perf::calibration::{Attention, ByPrecision, Fitted, Sends, System};
 use boute_perf::fit::{Residual, Search, least_squares};
 use boute_perf::kernels::{
-    Collective, DecodeAttention, ExpertGemm, ExpertShape, Gemm, Hardware, Overlap, PrefillAttention,
+    Collective, DecodeAttention, ExpertGemm, ExpertShape, Gemm, Hardware, Overlap, PrefillAttention, Send,
 };
 use boute_spec::catalog::{Catalog, Gpu};
 use rayon::prelude::*;
@@ -94,8 +92,28 @@ struct ReduceRow {
     nccl_dtype: String,
 }
 
-/// Fits every system.
-pub(super) fn systems(tables: &Tables) -> Result<Vec<System>, String> {
+#[derive(Deserialize)]
+struct SendRow {
+    system: String,
+    devices_per_node: u32,
+    size_bytes: f64,
+    median_ms: f64,
+}
+
+/// What is fitted to operator tables.
+pub(crate) struct Kernels {
+    pub(crate) systems: Vec<System>,
+    pub(crate) send: Sends,
+}
+
+impl Kernels {
+    /// Fits all.
+    pub(crate) fn fit(tables: &Tables) -> Result<Self, String> {
+        Ok(Self { systems: systems(tables)?, send: sends(tables)? })
+    }
+}
+
+fn systems(tables: &Tables) -> Result<Vec<System>, String> {
     let by_system = OperatorTables::read(tables)?;
     SYSTEMS
         .par_iter()
@@ -141,6 +159,11 @@ impl OperatorTables {
         let experts = |dtype, hardware: Option<Hardware>, bytes| self.experts(name, dtype, hardware?, bytes);
         let decode =
             |head_dim, dtype, bytes| self.decode(name, head_dim, dtype, bytes, gpu.bandwidth_bytes_per_s);
+        let nccl = |operation: &str, seconds| {
+            collectives(&self.nccl, seconds, |row| {
+                row.system == name && row.op_name == operation && row.nccl_dtype == "half"
+            })
+        };
         Ok(System {
             name: name.into(),
             sms,
@@ -167,14 +190,13 @@ impl OperatorTables {
                     .ok_or_else(|| required("prefill attention"))?,
                 prefill_64: wide.and_then(|on| self.prefill(name, 64, &on)),
             },
-            all_reduce: collectives(&self.all_reduce, |row| {
+            all_reduce: collectives(&self.all_reduce, Collective::reduce_s, |row| {
                 row.system == name && row.backend == "vllm_graph"
             })
             .ok_or_else(|| required("all-reduce"))?,
-            nccl: collectives(&self.nccl, |row| {
-                row.system == name && row.op_name == "all_reduce" && row.nccl_dtype == "half"
-            })
-            .ok_or_else(|| required("NCCL"))?,
+            nccl: nccl("all_reduce", Collective::reduce_s).ok_or_else(|| required("NCCL's all-reduce"))?,
+            exchange: nccl("alltoall", Collective::exchange_s)
+                .ok_or_else(|| required("NCCL's all-to-all"))?,
         })
     }
 
@@ -269,20 +291,42 @@ fn overlap(serial: f64, share: f64) -> Overlap {
 }
 
 /// Collectives over 2, 4 and 8 GPUs.
-fn collectives(rows: &[ReduceRow], keep: impl Fn(&ReduceRow) -> bool) -> Option<[Fitted<Collective>; 3]> {
-    let mut by_gpus: BTreeMap<u32, Vec<&ReduceRow>> = BTreeMap::new();
-    for row in rows.iter().filter(|row| keep(row)) {
-        by_gpus.entry(row.num_gpus).or_default().push(row);
-    }
+fn collectives(
+    rows: &[ReduceRow],
+    seconds: fn(&Collective, f64, f64) -> f64,
+    keep: impl Fn(&ReduceRow) -> bool,
+) -> Option<[Fitted<Collective>; 3]> {
     let of = |p: &[f64]| Collective { alpha_us: p[0], bus_gb_per_s: p[1] };
     let fit = |gpus: u32| {
+        let points: Vec<&ReduceRow> = rows.iter().filter(|row| row.num_gpus == gpus && keep(row)).collect();
         let search = Search::new(vec![10.0, 100.0], vec![1.0, 0.5], vec![60.0, 900.0]);
-        // The table counts 16-bit elements.
-        fitted(by_gpus.get(&gpus)?, search, of, |all_reduce, row| {
-            all_reduce.seconds(f64::from(gpus), 2.0 * row.message_size)
+        // The tables count 16-bit elements.
+        fitted(&points, search, of, |collective, row| {
+            seconds(collective, f64::from(gpus), 2.0 * row.message_size)
         })
     };
     Some([fit(2)?, fit(4)?, fit(8)?])
+}
+
+/// Sends between two GPUs of a node, and of two nodes: what A100 and H100 have in common.
+fn sends(tables: &Tables) -> Result<Sends, String> {
+    let rows: Vec<SendRow> = tables.rows("vidur_send_recv.csv.gz")?;
+    let gpu = |row: &SendRow| {
+        Catalog::builtin().gpu(if row.system.starts_with("a100") { "A100-80GB" } else { "H100-SXM" })
+    };
+    let of = |p: &[f64]| Send { alpha_us: p[0], link_share: p[1] };
+    let fit = |devices_per_node: u32| {
+        let points = thinned(rows.iter().filter(|row| row.devices_per_node == devices_per_node));
+        let search = Search::new(vec![10.0, 0.6], vec![1.0, 0.05], vec![60.0, 1.0]);
+        fitted(&points, search, of, |send, row| {
+            let link = gpu(row).map_or(f64::NAN, |gpu| {
+                if devices_per_node > 1 { gpu.link_bytes_per_s } else { gpu.network_bytes_per_s }
+            });
+            send.seconds(row.size_bytes, link)
+        })
+        .ok_or_else(|| "no measurements of sends".to_owned())
+    };
+    Ok(Sends { in_node: fit(2)?, across_nodes: fit(1)? })
 }
 
 fn thinned<'a, T>(rows: impl Iterator<Item = &'a T>) -> Vec<&'a T> {
@@ -331,3 +375,9 @@ macro_rules! measured {
     )*};
 }
 measured!(GemmRow, ExpertRow, PrefillRow, DecodeRow, ReduceRow);
+
+impl Measured for SendRow {
+    fn seconds(&self) -> f64 {
+        self.median_ms * 1e-3
+    }
+}

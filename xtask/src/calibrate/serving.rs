@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use boute_perf::calibration::{Calibration, EngineOverhead, Engines, Stack, System};
+use boute_perf::calibration::{Calibration, EngineOverhead, Engines, Stack};
 use boute_perf::fit::{Residual, Search, least_squares};
 use boute_perf::rows::Row;
 
-use super::operators::rounded;
+use super::operators::{Kernels, rounded};
 
 /// Errors (logarithms) beyond this pull with constant force only.
 const LOSS_SCALE: f64 = 0.15;
@@ -59,7 +59,7 @@ fn blocks() -> Vec<Option<usize>> {
     STACK.iter().map(|_| None).chain(engines).collect()
 }
 
-fn with(p: &[f64], systems: &[System]) -> Calibration {
+fn with(p: &[f64], kernels: &Kernels) -> Calibration {
     let (s, engines) = p.split_at(STACK.len());
     let engine = |index: usize| {
         let e = &engines[index * ENGINE.len()..];
@@ -85,12 +85,13 @@ fn with(p: &[f64], systems: &[System]) -> Calibration {
         },
         engine: Engines { vllm: engine(0), sglang: engine(1), trtllm: engine(2), trtllm_1_0: engine(3) },
         interval: Vec::new(),
-        system: systems.to_vec(),
+        send: kernels.send,
+        system: kernels.systems.clone(),
     }
 }
 
 /// The constants that fit `rows` best.
-pub(crate) fn fit(rows: &[&Row], systems: &[System]) -> Calibration {
+pub(crate) fn fit(rows: &[&Row], kernels: &Kernels) -> Calibration {
     let mut per_series: BTreeMap<&str, f64> = BTreeMap::new();
     for row in rows {
         *per_series.entry(&row.series).or_default() += 1.0;
@@ -102,7 +103,7 @@ pub(crate) fn fit(rows: &[&Row], systems: &[System]) -> Calibration {
         ..Search::new(bounds(|it| it.start), bounds(|it| it.lower), bounds(|it| it.upper))
     };
     let found = least_squares(&search, LOSS_SCALE, |p, out| {
-        let calibration = with(p, systems);
+        let calibration = with(p, kernels);
         for (row, weight) in rows.iter().zip(&weights) {
             let Some((ttft_s, tpot_s)) = row.measured else { continue };
             let estimate = row.estimate(&calibration);
@@ -119,7 +120,7 @@ pub(crate) fn fit(rows: &[&Row], systems: &[System]) -> Calibration {
             out.push(Residual { value, weight: PRIOR_WEIGHT, block: block.unwrap_or(NO_ENGINE) });
         }
     });
-    with(&found.into_iter().map(rounded).collect::<Vec<_>>(), systems)
+    with(&found.into_iter().map(rounded).collect::<Vec<_>>(), kernels)
 }
 
 fn bounds(of: fn(&Constant) -> f64) -> Vec<f64> {
