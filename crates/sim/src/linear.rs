@@ -141,7 +141,7 @@ impl LinearStepTime {
     /// # Errors
     /// With a step that ends before it begins.
     pub fn check(&self, limits: StepLimits) -> Result<(), InvalidStepTime> {
-        let knots = self.beyond.iter().map(|(n, _)| *n).chain([1, 2, limits.seqs, limits.tokens]);
+        let knots = [1, 2, limits.seqs, limits.tokens].into_iter().chain(self.beyond.iter().map(|(n, _)| *n));
         for tokens in knots.filter(|tokens| (1..=limits.tokens).contains(tokens)) {
             for (prefill_tokens, decodes) in [(tokens, 0), (0, tokens), (tokens - 1, 1)] {
                 let batch = Batch {
@@ -157,7 +157,9 @@ impl LinearStepTime {
                 let context =
                     if self.per_context < 0.0 { decodes.min(1) * limits.seqs * limits.context } else { 0 };
                 let seconds = self.base_s(&batch) + self.per_context * context as f64;
-                if decodes <= limits.seqs && !(seconds * PICOSECONDS >= 1.0) {
+                // Not so, too, if sums of huge coefficients are no number.
+                let takes_time = seconds * PICOSECONDS >= 1.0;
+                if decodes <= limits.seqs && !takes_time {
                     return Err(InvalidStepTime::NoTime { prefill_tokens, decodes, seconds });
                 }
             }

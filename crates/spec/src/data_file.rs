@@ -87,16 +87,16 @@ pub fn parse_trace(file: &str, text: &str) -> Result<Trace, DataError> {
         })
         .collect();
     let line_of = |index: usize| lines().nth(index).map_or(0, |(number, _)| number);
-    Trace::new(requests?).map_err(|invalid| invalid_trace(file, invalid, line_of))
+    Trace::new(requests?).map_err(|invalid| invalid_trace(file, &invalid, line_of))
 }
 
 /// What is wrong with well-formed requests, at the line of the one that is wrong.
-fn invalid_trace(file: &str, invalid: InvalidTrace, line_of: impl Fn(usize) -> usize) -> DataError {
+fn invalid_trace(file: &str, invalid: &InvalidTrace, line_of: impl Fn(usize) -> usize) -> DataError {
     let (index, hint) = match invalid {
         InvalidTrace::Empty => (None, "give a file with at least one request"),
-        InvalidTrace::OutOfOrder { index } => (Some(index), "sort the file by arrival time"),
+        InvalidTrace::OutOfOrder { index } => (Some(*index), "sort the file by arrival time"),
         InvalidTrace::NoTokens { index, .. } => {
-            (Some(index), "remove such requests: nothing can be timed without tokens")
+            (Some(*index), "remove such requests: nothing can be timed without tokens")
         }
     };
     let (line, message, hint) = (index.map_or(0, line_of), invalid.to_string(), hint.into());
@@ -140,7 +140,7 @@ pub fn parse_requests(file: &str, text: &str) -> Result<Trace, DataError> {
     };
     let requests: Result<Vec<_>, _> = numbered_lines(text).skip(1).map(row).collect();
     let line_of = |index: usize| numbered_lines(text).nth(index + 1).map_or(0, |(number, _)| number);
-    Trace::new(requests?).map_err(|invalid| invalid_trace(file, invalid, line_of))
+    Trace::new(requests?).map_err(|invalid| invalid_trace(file, &invalid, line_of))
 }
 
 /// The lines that are not blank, with their one-based numbers; without a byte-order mark.

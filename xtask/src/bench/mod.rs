@@ -5,6 +5,8 @@
 
 use std::hint::black_box;
 use std::process::ExitCode;
+use std::sync::OnceLock;
+use std::time::Instant;
 
 use boute_perf::{Calibration, ReplicaConfig, ReplicaModel, StepTime, default_engine};
 use boute_spec::catalog::Catalog;
@@ -49,20 +51,19 @@ pub(crate) struct Report {
 
 impl Report {
     pub(crate) fn at_least(&mut self, name: &str, value: f64, bar: f64) {
-        self.row(name, value, format_args!("≥ {bar}"), value >= bar);
+        self.row(name, value, &format!("≥ {bar}"), value >= bar);
     }
 
     pub(crate) fn at_most(&mut self, name: &str, value: f64, bar: f64) {
-        self.row(name, value, format_args!("≤ {bar}"), value <= bar);
+        self.row(name, value, &format!("≤ {bar}"), value <= bar);
     }
 
     pub(crate) fn between(&mut self, name: &str, value: f64, low: f64, high: f64) {
-        self.row(name, value, format_args!("{low}–{high}"), (low..=high).contains(&value));
+        self.row(name, value, &format!("{low}–{high}"), (low..=high).contains(&value));
     }
 
-    fn row(&mut self, name: &str, value: f64, bar: std::fmt::Arguments<'_>, met: bool) {
+    fn row(&mut self, name: &str, value: f64, bar: &str, met: bool) {
         self.kept &= met;
-        let bar = bar.to_string();
         self.rows
             .push(format!("{name:<66} {value:>12.3}  {bar:<10} {}", if met { "met" } else { "NOT MET" }));
     }
@@ -75,12 +76,14 @@ fn cpu_seconds<T>(work: impl FnOnce() -> T) -> (f64, T) {
     (cpu_clock_s() - start, result)
 }
 
+/// When this process first looked at the clock.
+static BEGIN: OnceLock<Instant> = OnceLock::new();
+
 /// CPU time of this thread so far; wall time where the system does not say.
 fn cpu_clock_s() -> f64 {
     let counters = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
     let nanos = counters.split(' ').next().and_then(|nanos| nanos.parse::<f64>().ok());
-    static BEGIN: std::sync::OnceLock<std::time::Instant> = std::sync::OnceLock::new();
-    nanos.map_or_else(|| BEGIN.get_or_init(std::time::Instant::now).elapsed().as_secs_f64(), |it| it * 1e-9)
+    nanos.map_or_else(|| BEGIN.get_or_init(Instant::now).elapsed().as_secs_f64(), |nanos| nanos * 1e-9)
 }
 
 /// Llama-3.1-8B on one H100, by our own cost model.

@@ -69,10 +69,10 @@ struct ReplicaArgs {
     #[arg(long, value_name = "FILE", requires = "step_time")]
     per_request: Option<PathBuf>,
     /// Sequences that run at once, at most.
-    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 128, requires = "step_time", value_parser = clap::value_parser!(u32).range(1..))]
     max_num_seqs: u32,
     /// Tokens computed in one step, at most.
-    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 512, requires = "step_time", value_parser = clap::value_parser!(u32).range(1..))]
     max_num_batched_tokens: u32,
     /// Tokens that the KV cache holds; without, as many as can ever be used.
     #[arg(long, value_name = "N", requires = "step_time")]
