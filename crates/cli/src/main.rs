@@ -12,7 +12,7 @@ mod printer;
 mod progress;
 mod replay;
 
-use commands::{bench, catalog, check, demo, export, mock, plan, router, schema, serve, simulate};
+use commands::{bench, catalog, check, demo, export, mock, plan, profile, router, schema, serve, simulate};
 use failure::{Ending, Failure, exit_code};
 use printer::Printer;
 
@@ -50,6 +50,8 @@ enum Command {
     Serve(serve::Args),
     /// Run one emulated vLLM replica.
     Mock(mock::Args),
+    /// Measure a live OpenAI-compatible engine, and correct the model of its speed.
+    Profile(profile::Args),
     /// Replay a trace against an OpenAI-compatible endpoint and time it.
     Bench(bench::Args),
     /// Check a spec, a plan, a trace or quality data; every problem is reported.
@@ -86,6 +88,7 @@ fn run(command: Command, printer: Printer) -> Result<Ending, Failure> {
         Command::Router(command) => router::run(&command, printer),
         Command::Serve(args) => serve::run(&args, printer),
         Command::Mock(args) => mock::run(&args, printer),
+        Command::Profile(args) => profile::run(&args, printer),
         Command::Bench(args) => bench::run(&args, printer),
         Command::Check(args) => check::run(&args, printer),
         Command::Schema => schema::run(printer),

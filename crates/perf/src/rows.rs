@@ -269,6 +269,16 @@ impl Layout {
             ..crate::default_engine(gpu, &model.shape, longest)
         };
         let Self { tp, pp, dp, ep } = self;
-        ReplicaConfig { model, gpu: gpu.clone(), tp, pp, dp, ep: ep.min(tp * dp), backend, engine }
+        ReplicaConfig {
+            model,
+            gpu: gpu.clone(),
+            tp,
+            pp,
+            dp,
+            ep: ep.min(tp * dp),
+            backend,
+            engine,
+            speed: None,
+        }
     }
 }

@@ -7,6 +7,7 @@ pub(crate) mod demo;
 pub(crate) mod export;
 pub(crate) mod mock;
 pub(crate) mod plan;
+pub(crate) mod profile;
 pub(crate) mod router;
 pub(crate) mod schema;
 pub(crate) mod serve;
