@@ -12,7 +12,9 @@ mod printer;
 mod progress;
 mod replay;
 
-use commands::{bench, catalog, check, demo, export, mock, perf, plan, router, schema, serve, simulate};
+use commands::{
+    bench, catalog, check, demo, export, mock, perf, plan, profile, router, schema, serve, simulate,
+};
 use failure::{Ending, Failure, exit_code};
 use printer::Printer;
 
@@ -53,6 +55,8 @@ enum Command {
     Serve(serve::Args),
     /// Run one emulated vLLM replica.
     Mock(mock::Args),
+    /// Measure a live OpenAI-compatible engine, and correct the model of its speed.
+    Profile(profile::Args),
     /// Replay a trace against an OpenAI-compatible endpoint and time it.
     Bench(bench::Args),
     /// Check a spec, a plan, a trace or quality data; every problem is reported.
@@ -90,6 +94,7 @@ fn run(command: Command, printer: Printer) -> Result<Ending, Failure> {
         Command::Router(command) => router::run(&command, printer),
         Command::Serve(args) => serve::run(&args, printer),
         Command::Mock(args) => mock::run(&args, printer),
+        Command::Profile(args) => profile::run(&args, printer),
         Command::Bench(args) => bench::run(&args, printer),
         Command::Check(args) => check::run(&args, printer),
         Command::Schema => schema::run(printer),

@@ -2,9 +2,11 @@
 
 pub mod bench;
 pub mod emulate;
+pub mod engine_metrics;
 mod metrics;
 pub mod mock;
 mod openai;
+pub mod profile;
 pub mod serve;
 
 pub use bench::{BenchConfig, BenchRequest, BenchResult, bench, served_models};

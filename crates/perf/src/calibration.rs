@@ -260,6 +260,20 @@ impl Calibration {
         sha256_hex(FILE.as_bytes())
     }
 
+    /// The same for clients long out of step, of which none arrive together.
+    #[must_use]
+    pub fn without_bursts(&self) -> Self {
+        let steady = |engine: EngineOverhead| EngineOverhead { burst: 0.0, ..engine };
+        let Engines { vllm, sglang, trtllm, trtllm_1_0 } = self.engine;
+        let engine = Engines {
+            vllm: steady(vllm),
+            sglang: steady(sglang),
+            trtllm: steady(trtllm),
+            trtllm_1_0: steady(trtllm_1_0),
+        };
+        Self { engine, ..self.clone() }
+    }
+
     /// Where the kernels of `gpu` come from: its own measurements, or those of another system.
     ///
     /// # Panics

@@ -153,10 +153,18 @@ impl ReplicaModel {
 
     /// The model of a replica that is known to run, whatever our estimate of its memory says.
     pub(crate) fn whether_or_not_it_fits(config: &ReplicaConfig, calibration: &Calibration) -> Self {
+        if let Some(speed) = config.speed {
+            let config = ReplicaConfig { gpu: speed.of_gpu(&config.gpu), speed: None, ..config.clone() };
+            return Self::of(&config, calibration, speed.of_engine(calibration.engine.of(config.backend)));
+        }
+        Self::of(config, calibration, calibration.engine.of(config.backend))
+    }
+
+    fn of(config: &ReplicaConfig, calibration: &Calibration, engine: EngineOverhead) -> Self {
         let ReplicaConfig { model, gpu, tp, pp, dp, .. } = config;
         let shape = &model.shape;
         let kernels = calibration.kernels(model, gpu);
-        let (stack, engine) = (calibration.stack, calibration.engine.of(config.backend));
+        let stack = calibration.stack;
         let t = f64::from(*tp);
         let hidden = f64::from(shape.hidden);
         let bandwidth = gpu.bandwidth_bytes_per_s;

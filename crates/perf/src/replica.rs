@@ -3,6 +3,7 @@
 use boute_spec::catalog::{Gpu, Model, Source};
 use boute_spec::plan::EngineFlags;
 
+use crate::Speed;
 use crate::interval::Kind;
 
 /// The engine that runs a replica.
@@ -52,12 +53,14 @@ pub struct ReplicaConfig {
     pub backend: Engine,
     /// Engine settings.
     pub engine: EngineFlags,
+    /// How fast it was measured to be; `None` where nobody did.
+    pub speed: Option<Speed>,
 }
 
 impl ReplicaConfig {
     /// A replica under vLLM, without data or expert parallelism.
     pub const fn new(model: Model, gpu: Gpu, tp: u32, pp: u32, engine: EngineFlags) -> Self {
-        Self { model, gpu, tp, pp, dp: 1, ep: 1, backend: Engine::Vllm, engine }
+        Self { model, gpu, tp, pp, dp: 1, ep: 1, backend: Engine::Vllm, engine, speed: None }
     }
 
     /// What its predictions are judged together with.

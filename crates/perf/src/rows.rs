@@ -16,6 +16,9 @@ use crate::interval::Spread;
 use crate::memory::memory_fit;
 use crate::{Calibration, ClosedLoop, Engine, ReplicaConfig, ReplicaModel, ServingEstimate};
 
+/// No replica is divided more often in any direction.
+const MOST_PARALLEL: f64 = 1024.0;
+
 /// Memory that serving benchmarks give the engine.
 const GPU_MEMORY_UTILIZATION: f64 = 0.92;
 
@@ -180,33 +183,36 @@ impl Cells<'_> {
         }
         let number =
             text.parse::<f64>().ok().filter(|number| number.is_finite() && *number >= 0.0 && *number < 1e9);
-        number.map(Some).ok_or_else(|| RowsError::Cell {
-            line: self.record.position().map_or(0, csv::Position::line),
-            column,
-            value: text.into(),
-            what,
-        })
+        number.map(Some).ok_or_else(|| self.wrong(column, what))
     }
 
     fn count(&self, column: &'static str) -> Result<Option<u32>, RowsError> {
         Ok(self.number(column, "a count")?.map(|number| number as u32))
     }
 
-    /// At least 1; 1 where it is empty or 0.
+    /// A degree of parallelism: 1 where it is empty or 0.
     fn degree(&self, column: &'static str) -> Result<u32, RowsError> {
-        Ok(self.count(column)?.unwrap_or(1).max(1))
+        let what = "a degree of parallelism, at most 1,024";
+        match self.number(column, what)? {
+            Some(degree) if degree > MOST_PARALLEL => Err(self.wrong(column, what)),
+            degree => Ok(degree.map_or(1, |degree| (degree as u32).max(1))),
+        }
+    }
+
+    fn wrong(&self, column: &'static str, what: &'static str) -> RowsError {
+        RowsError::Cell {
+            line: self.record.position().map_or(0, csv::Position::line),
+            column,
+            value: self.text(column).into(),
+            what,
+        }
     }
 }
 
 fn row(cells: &Cells<'_>) -> Result<Result<Row, String>, RowsError> {
     let layout = Layout::read(cells)?;
     let positive = |column, number: Option<u32>| {
-        number.filter(|number| *number > 0).ok_or(RowsError::Cell {
-            line: cells.record.position().map_or(0, csv::Position::line),
-            column,
-            value: cells.text(column).into(),
-            what: "a count above 0",
-        })
+        number.filter(|number| *number > 0).ok_or_else(|| cells.wrong(column, "a count above 0"))
     };
     let prompt_tokens = positive("isl", cells.count("isl")?)?;
     let answer_tokens = positive("osl", cells.count("osl")?)?;
@@ -298,9 +304,12 @@ struct Layout {
 impl Layout {
     fn read(cells: &Cells<'_>) -> Result<Self, RowsError> {
         let (tp, pp) = (cells.degree("tp_size")?, cells.degree("pp_size")?);
-        let stated_dp = cells.count("attention_dp_size")?;
+        let stated_dp = match cells.text("attention_dp_size") {
+            "" => None,
+            _ => Some(cells.degree("attention_dp_size")?),
+        };
         let (dp, moe_tp, ep) =
-            (stated_dp.unwrap_or(1).max(1), cells.degree("moe_tp_size")?, cells.degree("moe_ep_size")?);
+            (stated_dp.unwrap_or(1), cells.degree("moe_tp_size")?, cells.degree("moe_ep_size")?);
         let twice = moe_tp == ep && ep > 1;
         let experts = moe_tp.saturating_mul(ep);
         let (tp, dp, ep) = if twice && dp == 1 && tp == experts {
@@ -325,7 +334,17 @@ impl Layout {
             ..crate::default_engine(gpu, &model.shape, longest)
         };
         let Self { tp, pp, dp, ep } = self;
-        ReplicaConfig { model, gpu: gpu.clone(), tp, pp, dp, ep: ep.min(tp * dp), backend, engine }
+        ReplicaConfig {
+            model,
+            gpu: gpu.clone(),
+            tp,
+            pp,
+            dp,
+            ep: ep.min(tp * dp),
+            backend,
+            engine,
+            speed: None,
+        }
     }
 }
 

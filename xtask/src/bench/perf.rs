@@ -8,13 +8,16 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use boute_perf::interval::{HeldOut, spread};
+use boute_perf::profile::{Point, Speed};
 use boute_perf::rows::Row;
 use boute_perf::{Calibration, ReplicaModel};
 use boute_spec::digest::sha256_hex;
+use rayon::prelude::*;
 use serde::Deserialize;
 
 use super::Report;
 use crate::calibrate::held_out::{Prediction, distinct, predictions};
+use crate::calibrate::serving::fit;
 use crate::calibrate::{Kernels, Tables};
 
 /// Points of a series that a profile measures.
@@ -51,7 +54,7 @@ pub(crate) fn run(root: &Path, small: bool, report: &mut Report) -> Result<(), S
     let by_series = predictions(&rows, &kernels, |row| row.series.as_str());
     accuracy(&by_series, &theirs, report);
     by_configuration(&rows, &kernels, report);
-    profiled(&by_series, report);
+    profiled(&rows, &kernels, report);
     report.at_least("rows predicted, % of those that ran (aiconfigurator: 73)", covered, 97.0);
     intervals(&by_series, report);
     ranking(&by_series, &theirs, report);
@@ -147,22 +150,38 @@ fn by_configuration(rows: &[Row], kernels: &Kernels, report: &mut Report) {
     report.at_most("dense, by configuration: TPOT median error, %", tpot.median, 6.5);
 }
 
-/// Each dense series after some of its points re-scaled the prediction, on the others.
-fn profiled(predictions: &[Prediction<'_>], report: &mut Report) {
-    let mut after = Vec::new();
-    for (_, mut of_series) in in_series(predictions) {
-        if is_moe(of_series[0].row) || mislabelled(of_series[0].row) || of_series.len() < 2 * PROFILED {
-            continue;
-        }
-        of_series.sort_by_key(|it| sha256_hex(it.row.setting.as_bytes()));
-        let (measured, rest) = of_series.split_at(PROFILED);
-        let scale = |of: fn(&Ratios) -> f64| Error::middle(measured.iter().map(|it| of(&ours(it))).collect());
-        let (ttft, tpot) = (scale(|it| it.ttft), scale(|it| it.tpot));
-        after.extend(rest.iter().map(|it| Ratios { ttft: ours(it).ttft / ttft, tpot: ours(it).tpot / tpot }));
+/// Each dense series after some of its points corrected the model as `boute profile` does, on the others.
+fn profiled(rows: &[Row], kernels: &Kernels, report: &mut Report) {
+    let mut dense: BTreeMap<&str, Vec<&Row>> = BTreeMap::new();
+    for row in rows.iter().filter(|row| !is_moe(row) && !mislabelled(row)) {
+        dense.entry(&row.series).or_default().push(row);
     }
+    dense.retain(|_, of_series| of_series.len() >= 2 * PROFILED);
+    let after: Vec<Ratios> = dense
+        .par_iter_mut()
+        .flat_map(|(series, of_series)| {
+            let others: Vec<&Row> = rows.iter().filter(|row| row.series != *series).collect();
+            let calibration = fit(&others, kernels);
+            of_series.sort_by_key(|row| sha256_hex(row.setting.as_bytes()));
+            let points: Vec<Point<'_>> = of_series.iter().filter_map(|row| point(row)).collect();
+            let (measured, rest) = points.split_at(PROFILED);
+            let speed = Speed::fit(measured, &calibration);
+            rest.iter()
+                .map(|point| {
+                    let corrected = point.estimate(Some(speed), &calibration);
+                    Ratios { ttft: corrected.ttft_s / point.ttft_s, tpot: corrected.tpot_s / point.tpot_s }
+                })
+                .collect::<Vec<_>>()
+        })
+        .collect();
     let (tpot, ttft) = (Error::of(&after, |it| it.tpot), Error::of(&after, |it| it.ttft));
     println!("dense, after {PROFILED} points of the series: TPOT {tpot}, TTFT {ttft}");
     report.at_most("dense, after 10 points: TPOT median error, %", tpot.median, 5.0);
+}
+
+fn point(row: &Row) -> Option<Point<'_>> {
+    let (ttft_s, tpot_s) = row.measured?;
+    Some(Point { config: &row.config, load: row.load, ttft_s, tpot_s })
 }
 
 fn in_series<'a, 'b>(predictions: &'b [Prediction<'a>]) -> BTreeMap<&'a str, Vec<&'b Prediction<'a>>> {

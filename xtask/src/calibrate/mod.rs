@@ -2,7 +2,7 @@
 
 pub(crate) mod held_out;
 mod operators;
-mod serving;
+pub(crate) mod serving;
 
 use std::fs::File;
 use std::io::Read;

@@ -1,6 +1,7 @@
 //! `boute mock`.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use boute_gateway::{MockConfig, serve_mock};
 use boute_perf::{Calibration, ReplicaConfig, ReplicaModel, default_engine};
@@ -9,6 +10,7 @@ use boute_spec::catalog::Catalog;
 use tokio::net::TcpListener;
 
 use crate::commands::bench::check_time_scale;
+use crate::commands::profile::read_speed;
 use crate::failure::{Ending, Failure};
 use crate::printer::Printer;
 
@@ -31,6 +33,9 @@ pub(crate) struct Args {
     /// Longest prompt plus answer, in tokens.
     #[arg(long, default_value_t = 16_384)]
     max_model_len: u32,
+    /// Run at the speed that `boute profile` measured.
+    #[arg(long)]
+    profile: Option<PathBuf>,
     /// Address to listen on.
     #[arg(long, default_value = "127.0.0.1:8001")]
     listen: SocketAddr,
@@ -45,7 +50,8 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
     let model = catalog.model(&args.model).map_err(Failure::told)?.clone();
     let gpu = catalog.gpu(&args.gpu).map_err(Failure::told)?.clone();
     let engine = default_engine(&gpu, &model.shape, args.max_model_len);
-    let config = ReplicaConfig::new(model, gpu, args.tp, args.pp, engine);
+    let mut config = ReplicaConfig::new(model, gpu, args.tp, args.pp, engine);
+    config.speed = args.profile.as_deref().map(read_speed).transpose()?;
     let step_time = ReplicaModel::new(&config, Calibration::builtin()).map_err(Failure::told)?;
     let mock = MockConfig {
         model: args.model.clone(),

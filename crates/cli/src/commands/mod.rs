@@ -8,6 +8,7 @@ pub(crate) mod export;
 pub(crate) mod mock;
 pub(crate) mod perf;
 pub(crate) mod plan;
+pub(crate) mod profile;
 pub(crate) mod router;
 pub(crate) mod schema;
 pub(crate) mod serve;

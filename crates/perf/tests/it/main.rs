@@ -1,5 +1,7 @@
 //! Laws of the cost model, over random models, GPUs, parallelism and batches.
 
+mod profile;
+
 use boute_perf::{Batch, Calibration, ClosedLoop, ReplicaConfig, ReplicaModel, StepTime, default_engine};
 use boute_spec::catalog::{Catalog, Precision};
 use boute_spec::units::SimTime;
