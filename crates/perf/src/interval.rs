@@ -71,7 +71,8 @@ pub fn spread<'a>(kind: Kind<'_>, residuals: impl IntoIterator<Item = &'a HeldOu
         .map(|it| {
             let alike =
                 [it.kind.engine == kind.engine, it.kind.gpu == kind.gpu, it.kind.source == kind.source];
-            ALIKE.powi(alike.into_iter().filter(|same| *same).count() as i32) / rows_of(it.series)
+            let factor: f64 = alike.into_iter().map(|same| if same { ALIKE } else { 1.0 }).product();
+            factor / rows_of(it.series)
         })
         .collect();
     let of = |residual: fn(&HeldOut<'_>) -> f64| {

@@ -44,7 +44,6 @@ pub struct Hardware {
 
 /// Seconds of one kernel, by what bounds it.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
-#[expect(clippy::struct_field_names, reason = "the unit is the last word of the name")]
 pub struct Cost {
     /// Bound by compute.
     pub compute_s: f64,

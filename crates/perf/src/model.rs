@@ -34,7 +34,6 @@ const STATE_BYTES: f64 = 4.0;
 
 /// Where the seconds of a step go, by what bounds them.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
-#[expect(clippy::struct_field_names, reason = "the unit is the last word of the name")]
 pub struct StepParts {
     /// Kernels bound by compute.
     pub compute_s: f64,
@@ -498,6 +497,7 @@ fn elementwise_elements(shape: &ModelShape, t: f64) -> f64 {
 }
 
 /// Seconds of attention in one layer on one GPU.
+#[expect(clippy::struct_field_names, reason = "the unit is the last word of the name")]
 struct AttentionCost {
     /// Per query-key pair (twice counted).
     pair_s: f64,

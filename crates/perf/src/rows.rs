@@ -90,6 +90,9 @@ pub struct Predicted<'a> {
 }
 
 /// Predictions as CSV with a header.
+///
+/// # Panics
+/// If numbers and words do not fit into CSV, which they do.
 pub fn predictions_csv(predictions: &[Predicted<'_>]) -> String {
     let mut writer = csv::WriterBuilder::new().has_headers(false).from_writer(Vec::new());
     for row in predictions {

@@ -60,7 +60,6 @@ pub struct ServingEstimate {
 
 /// Where the time to first token goes.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
-#[expect(clippy::struct_field_names, reason = "the unit is the last word of the name")]
 pub struct TtftParts {
     /// Protocol and tokenising.
     pub request_s: f64,

@@ -358,8 +358,8 @@ fn broken_laws(root: &Path) -> Result<f64, String> {
 
 /// From configuration to TTFT, TPOT and the parts of a step, memory checked: on one thread, over all rows.
 fn estimates_per_second(rows: &[Row]) -> f64 {
-    let calibration = Calibration::builtin();
     const REPEATS: usize = 100;
+    let calibration = Calibration::builtin();
     let round = |_| {
         let (seconds, ()) = super::cpu_seconds(|| {
             for row in std::iter::repeat_n(rows, REPEATS).flatten() {

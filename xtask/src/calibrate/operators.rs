@@ -217,7 +217,7 @@ impl OperatorTables {
             vec![0.2, 0.3, 0.5, 0.0, 0.0, 0.0, 0.0],
             vec![1.0, 1.0, 20.0, 1.0, 1.0, 6.0, 1.0],
         );
-        fitted(&points, search, of, |gemm, row| gemm.matrix(&on, row.k, row.n, bytes).cost(row.m).total_s())
+        fitted(&points, &search, of, |gemm, row| gemm.matrix(&on, row.k, row.n, bytes).cost(row.m).total_s())
     }
 
     fn experts(&self, system: &str, dtype: &str, on: Hardware, bytes: f64) -> Option<Fitted<ExpertGemm>> {
@@ -237,7 +237,7 @@ impl OperatorTables {
             vec![0.1, 0.2, 1.0, 0.0, 0.0, 0.1, 0.0, 0.0],
             vec![1.0, 1.0, 200.0, 1.0, 1.0, 1.0, 6.0, 20.0],
         );
-        fitted(&points, search, of, |experts, row| {
+        fitted(&points, &search, of, |experts, row| {
             let shape = ExpertShape {
                 hidden: row.hidden_size,
                 ffn: row.inter_size / row.moe_tp_size,
@@ -263,7 +263,7 @@ impl OperatorTables {
             }));
         let of = |p: &[f64]| DecodeAttention { bandwidth: p[0], t0_us: p[1], head_ns: p[2] };
         let search = Search::new(vec![0.8, 10.0, 1.0], vec![0.1, 0.5, 0.0], vec![1.0, 40.0, 50.0]);
-        fitted(&points, search, of, |attention, row| {
+        fitted(&points, &search, of, |attention, row| {
             let per_token = 2.0 * row.num_key_value_heads * f64::from(head_dim) * element_bytes;
             let cache = row.batch_size * row.context_len * per_token;
             attention.seconds(row.batch_size, row.num_heads, cache, bandwidth_bytes_per_s)
@@ -276,7 +276,7 @@ impl OperatorTables {
         }));
         let of = |p: &[f64]| PrefillAttention { mfu: p[0], t0_us: p[1], traffic: p[2] };
         let search = Search::new(vec![0.5, 15.0, 1.0], vec![0.1, 0.5, 0.0], vec![1.0, 60.0, 20.0]);
-        fitted(&points, search, of, |attention, row| {
+        fitted(&points, &search, of, |attention, row| {
             let width = f64::from(head_dim);
             let flops = 2.0 * row.batch_size * row.input_len * row.input_len * row.num_heads * width;
             let moved = 4.0 * width * (row.num_heads + row.num_key_value_heads);
@@ -301,7 +301,7 @@ fn collectives(
         let points: Vec<&ReduceRow> = rows.iter().filter(|row| row.num_gpus == gpus && keep(row)).collect();
         let search = Search::new(vec![10.0, 100.0], vec![1.0, 0.5], vec![60.0, 900.0]);
         // The tables count 16-bit elements.
-        fitted(&points, search, of, |collective, row| {
+        fitted(&points, &search, of, |collective, row| {
             seconds(collective, f64::from(gpus), 2.0 * row.message_size)
         })
     };
@@ -318,7 +318,7 @@ fn sends(tables: &Tables) -> Result<Sends, String> {
     let fit = |devices_per_node: u32| {
         let points = thinned(rows.iter().filter(|row| row.devices_per_node == devices_per_node));
         let search = Search::new(vec![10.0, 0.6], vec![1.0, 0.05], vec![60.0, 1.0]);
-        fitted(&points, search, of, |send, row| {
+        fitted(&points, &search, of, |send, row| {
             let link = gpu(row).map_or(f64::NAN, |gpu| {
                 if devices_per_node > 1 { gpu.link_bytes_per_s } else { gpu.network_bytes_per_s }
             });
@@ -338,14 +338,14 @@ fn thinned<'a, T>(rows: impl Iterator<Item = &'a T>) -> Vec<&'a T> {
 /// The constants with the least robust log error, and their mean relative error; `None` without points.
 fn fitted<R: Measured, T: Copy>(
     points: &[&R],
-    search: Search,
+    search: &Search,
     of: impl Fn(&[f64]) -> T,
     seconds: impl Fn(&T, &R) -> f64,
 ) -> Option<Fitted<T>> {
     if points.is_empty() {
         return None;
     }
-    let found = least_squares(&search, LOSS_SCALE, |p, out| {
+    let found = least_squares(search, LOSS_SCALE, |p, out| {
         let constants = of(p);
         let error = |row: &R| (seconds(&constants, row) / row.seconds()).ln();
         out.extend(points.iter().map(|row| Residual { value: error(row), weight: 1.0, block: 0 }));

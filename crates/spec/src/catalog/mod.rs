@@ -50,7 +50,7 @@ pub struct Gpu {
     /// Whether `link_bytes_per_s` is `NVLink` (or the vendor's equal); `PCIe` otherwise.
     pub nvlink: bool,
     /// Whether `link_bytes_per_s` is this host's own, given by the user: it then stands above what was measured on another
-    /// host (behind PCIe switches and sockets the same GPUs exchange ten times less, or more).
+    /// host (behind `PCIe` switches and sockets the same GPUs exchange ten times less, or more).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub link_given: bool,
     /// Network bandwidth between nodes, one direction, per GPU.
