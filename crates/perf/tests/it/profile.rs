@@ -1,7 +1,9 @@
 //! What a few measured points make of the model.
 
 use boute_perf::profile::{Fit, Point};
-use boute_perf::{Batch, Calibration, ClosedLoop, ReplicaConfig, ReplicaModel, Speed, StepTime, default_engine};
+use boute_perf::{
+    Batch, Calibration, ClosedLoop, ReplicaConfig, ReplicaModel, Speed, StepTime, default_engine,
+};
 use boute_spec::catalog::Catalog;
 use proptest::prelude::*;
 
@@ -28,7 +30,8 @@ const LOADS: [(u32, u32, f64); 10] = [
 
 /// Ten points of an engine of this speed, each off by its factor.
 fn points<'a>(config: &'a ReplicaConfig, truth: Speed, off: &[f64]) -> Vec<Point<'a>> {
-    let model = ReplicaModel::new(&ReplicaConfig { speed: Some(truth), ..config.clone() }, Calibration::builtin());
+    let model =
+        ReplicaModel::new(&ReplicaConfig { speed: Some(truth), ..config.clone() }, Calibration::builtin());
     let model = model.unwrap();
     LOADS
         .iter()
@@ -91,10 +94,12 @@ proptest! {
         let step = |speed| {
             ReplicaModel::new(&config(Some(speed)), Calibration::builtin()).unwrap().step_time(&batch)
         };
-        let base = step(speed);
-        prop_assert!(step(Speed { compute: speed.compute * by, ..speed }) >= base);
-        prop_assert!(step(Speed { bandwidth: speed.bandwidth * by, ..speed }) >= base);
-        prop_assert!(step(Speed { step_us: speed.step_us * by, ..speed }) >= base);
+        let slower = step(Speed { compute: speed.compute * by, ..speed });
+        prop_assert!(slower >= step(speed), "{slower:?}");
+        let slower = step(Speed { bandwidth: speed.bandwidth * by, ..speed });
+        prop_assert!(slower >= step(speed), "{slower:?}");
+        let slower = step(Speed { step_us: speed.step_us * by, ..speed });
+        prop_assert!(slower >= step(speed), "{slower:?}");
     }
 }
 
