@@ -88,17 +88,18 @@ impl Speed {
         let prior = [0.0, 0.0, engine.step_us, engine.request_ms];
         let far = [FACTOR.0, FACTOR.0, STEP_US.0, REQUEST_MS.0];
         // Hardware far from the model of it, such as a CPU: from there no derivative points to the right speed.
-        let off = |slower: f64| {
-            let speed = Self::of(&[slower, slower, prior[2], prior[3]]);
+        let off = |at: &[f64; 2]| {
+            let speed = Self::of(&[at[0], at[1], prior[2], prior[3]]);
             points
                 .iter()
                 .flat_map(|point| point.residuals(Some(speed), calibration))
                 .map(f64::abs)
                 .sum::<f64>()
         };
-        let steps = (0..high as u32).map(f64::from);
-        let slower = steps.min_by(|a, b| off(*a).total_cmp(&off(*b))).unwrap_or_default();
-        let start = vec![slower, slower, prior[2], prior[3]];
+        let steps = || (0..high as u32).step_by(2).map(f64::from);
+        let grid = steps().flat_map(|compute| steps().map(move |bandwidth| [compute, bandwidth]));
+        let [compute, bandwidth] = grid.min_by(|a, b| off(a).total_cmp(&off(b))).unwrap_or_default();
+        let start = vec![compute, bandwidth, prior[2], prior[3]];
         let search = Search::new(start, vec![low, low, 0.0, 0.0], vec![high, high, STEP_US.1, REQUEST_MS.1]);
         let found = least_squares(&search, LOSS_SCALE, |p, out| {
             let speed = Self::of(p);
@@ -107,7 +108,8 @@ impl Speed {
                 out.extend(residuals.map(|value| Residual { value, weight: 1.0, block: 0 }));
             }
             for ((x, prior), far) in p.iter().zip(prior).zip(far) {
-                let value = (x - prior) / far * LOSS_SCALE;
+                // Near the model held to it, far from it free.
+                let value = ((x - prior) / far).asinh() * LOSS_SCALE;
                 out.push(Residual { value, weight: PRIOR_WEIGHT, block: 0 });
             }
         });

@@ -1,6 +1,8 @@
 //! Gateway, emulated replica and load generator over real sockets on the loopback interface.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod profile;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;

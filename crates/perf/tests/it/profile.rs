@@ -94,10 +94,12 @@ proptest! {
         let step = |speed| {
             ReplicaModel::new(&config(Some(speed)), Calibration::builtin()).unwrap().step_time(&batch)
         };
-        let base = step(speed);
-        prop_assert!(step(Speed { compute: speed.compute * by, ..speed }) >= base);
-        prop_assert!(step(Speed { bandwidth: speed.bandwidth * by, ..speed }) >= base);
-        prop_assert!(step(Speed { step_us: speed.step_us * by, ..speed }) >= base);
+        let slower = step(Speed { compute: speed.compute * by, ..speed });
+        prop_assert!(slower >= step(speed), "{slower:?}");
+        let slower = step(Speed { bandwidth: speed.bandwidth * by, ..speed });
+        prop_assert!(slower >= step(speed), "{slower:?}");
+        let slower = step(Speed { step_us: speed.step_us * by, ..speed });
+        prop_assert!(slower >= step(speed), "{slower:?}");
     }
 }
 
