@@ -15,4 +15,4 @@ until grep -q listening "$folder/log"; do
   sleep 0.2
 done
 "$boute" profile "http://127.0.0.1:$port" --model random-llama --config "$folder/config.json" --gpu L4 \
-  --prompt-tokens 128,512,1024 --answer-tokens 32,96 --clients 1,2,4 -o "$folder/profile.json"
+  --prompt-tokens 128,512,1024 --answer-tokens 32,96 --clients 1,2,4 -q

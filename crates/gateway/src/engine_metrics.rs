@@ -1,7 +1,7 @@
 //! What engines tell about themselves at `/metrics`, in Prometheus' text form.
 //!
 //! Names: vLLM 0.33 (docs.vllm.ai, usage/metrics; before 0.9 the cache was `gpu_…`), `SGLang` 0.5
-//! (docs.sglang.io, references/production_metrics), llama.cpp's server (seen on a running one).
+//! (docs.sglang.io, `references/production_metrics`), llama.cpp's server (seen on a running one).
 
 use std::collections::BTreeMap;
 
@@ -103,6 +103,7 @@ impl EngineMetrics {
     }
 
     /// What was counted since `before`.
+    #[must_use]
     pub fn since(&self, before: &Self) -> Self {
         let less = |after: Option<f64>, before: Option<f64>| {
             after.zip(before).map(|(after, before)| (after - before).max(0.0))

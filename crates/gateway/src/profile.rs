@@ -258,7 +258,7 @@ impl Target {
         let model = models.iter().find(|model| model["id"] == ids[chosen]).unwrap_or(&Value::Null);
         // vLLM and SGLang; llama.cpp.
         let context = model["max_model_len"].as_u64().or(model["meta"]["n_ctx"].as_u64());
-        self.model = ids[chosen].to_owned();
+        ids[chosen].clone_into(&mut self.model);
         Ok(context.and_then(|context| u32::try_from(context).ok()))
     }
 
@@ -409,8 +409,9 @@ struct Answer {
     first: Option<Duration>,
     last: Duration,
     parts: u32,
-    prompt_tokens: Option<u32>,
-    answer_tokens: Option<u32>,
+    /// Prompt and answer tokens, as the engine counts.
+    counted_prompt: Option<u32>,
+    counted: Option<u32>,
     done: bool,
 }
 
@@ -429,8 +430,8 @@ impl Answer {
             return Err(format!("the stream says: {message}"));
         }
         let tokens = |key| event["usage"][key].as_u64().and_then(|tokens| u32::try_from(tokens).ok());
-        self.prompt_tokens = tokens("prompt_tokens").or(self.prompt_tokens);
-        self.answer_tokens = tokens("completion_tokens").or(self.answer_tokens);
+        self.counted_prompt = tokens("prompt_tokens").or(self.counted_prompt);
+        self.counted = tokens("completion_tokens").or(self.counted);
         let choice = &event["choices"][0];
         let text = ["content", "reasoning_content", "reasoning"].into_iter();
         if text.filter_map(|key| choice["delta"][key].as_str()).any(|text| !text.is_empty()) {
@@ -449,10 +450,10 @@ impl Answer {
             return Err("the stream ended without [DONE]".into());
         }
         let first = self.first.ok_or("the stream has no text")?;
-        let answer_tokens = self.answer_tokens.unwrap_or(self.parts).max(1);
+        let answer_tokens = self.counted.unwrap_or(self.parts).max(1);
         let rest = f64::from(answer_tokens - 1);
         let tpot_s = (answer_tokens > 1).then(|| (self.last.saturating_sub(first)).as_secs_f64() / rest);
-        Ok(Timing { prompt_tokens: self.prompt_tokens, answer_tokens, ttft_s: first.as_secs_f64(), tpot_s })
+        Ok(Timing { prompt_tokens: self.counted_prompt, answer_tokens, ttft_s: first.as_secs_f64(), tpot_s })
     }
 }
 
@@ -532,13 +533,12 @@ async fn client(
     while !shared.hopeless() {
         let length = f64::from(answer_tokens) * random.between(0.75, 1.25);
         let answer = shared.target.stream(&random.prompt(words), (length.round() as u32).max(2)).await;
-        match &answer {
-            Ok(_) => shared.answered.store(true, Ordering::Relaxed),
-            Err(_) => {
-                failed += 1;
-                shared.failures.fetch_add(1, Ordering::Relaxed);
-                sleep(PAUSE).await;
-            }
+        if answer.is_ok() {
+            shared.answered.store(true, Ordering::Relaxed);
+        } else {
+            failed += 1;
+            shared.failures.fetch_add(1, Ordering::Relaxed);
+            sleep(PAUSE).await;
         }
         if !settled && (answer.is_ok() || failed == MOST_FAILURES) {
             settled = true;

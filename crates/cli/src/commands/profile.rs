@@ -20,7 +20,7 @@ use crate::progress::Progress;
 /// Fewer measured loads say nothing.
 const FEWEST_LOADS: usize = 3;
 /// An answer whose next part takes longer has failed.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 /// A larger share of prompt tokens from the prefix cache flatters.
 const MOST_CACHED: f64 = 0.1;
 

@@ -202,6 +202,15 @@ fn bad_data_is_refused() {
     assert!(refused(2, &["check", &folder.path("missing.yaml")]).contains("cannot read"));
     assert!(refused(2, &["serve"]).contains("nothing to send requests to"));
     assert!(refused(2, &["mock", "--model", "llama-3.1-70b", "--gpu", "L4"]).contains("needs"));
+    let small = ["--model", "llama-3.1-8b", "--gpu", "L40S"];
+    let unprofiled = folder.file("profile.json", "{\"version\": 1}");
+    let said = refused(2, &[&["mock", "--profile", &unprofiled][..], &small].concat());
+    assert!(said.contains("not a profile"), "{said}");
+    let profile = folder.path("new.json");
+    let said = refused(2, &[&["profile", "http://127.0.0.1:1", "-o", &profile][..], &small].concat());
+    assert!(said.contains("/v1/models") && !Path::new(&profile).exists(), "{said}");
+    let odd = ["profile", "http://127.0.0.1:1", "--tp", "3"];
+    assert!(refused(2, &[&odd[..], &small].concat()).contains("TP a power of two"));
     assert!(
         refused(
             2,
