@@ -67,6 +67,8 @@ pub struct Attention {
 pub struct System {
     /// Its name, as in [`Gpu::calibration`].
     pub name: String,
+    /// The GPU type it was measured on, as in [`Gpu::name`].
+    pub gpu: String,
     /// Streaming multiprocessors.
     pub sms: u32,
     /// Dense matrix products.
@@ -107,6 +109,8 @@ pub struct Stack {
     pub expert_layer_us: f64,
     /// How much slower experts compute in an engine than alone.
     pub expert_compute: f64,
+    /// Share of the operator tables' uneven load of ranks that real traffic has.
+    pub expert_skew: f64,
     /// Fixed time of an exchange of tokens between ranks, in microseconds.
     pub exchange_us: f64,
     /// Launch time per dense layer of a prompt's first step, in milliseconds.
@@ -299,10 +303,7 @@ impl Calibration {
     fn system_of(&self, gpu: &Gpu) -> (&System, Source) {
         let system = self.system.iter().find(|system| system.name == gpu.calibration);
         let system = system.unwrap_or_else(|| panic!("no calibration `{}`", gpu.calibration));
-        let own =
-            gpu.name.to_lowercase().replace('-', "_").starts_with(system.name.trim_end_matches("_server"))
-                || (gpu.name == "A100-80GB" && system.name == "a100_sxm");
-        (system, if own { Source::Fitted } else { Source::Assumed })
+        (system, if system.gpu == gpu.name { Source::Fitted } else { Source::Assumed })
     }
 
     /// The kernels of `model` on `gpu`. A GPU type without measurements takes over the efficiencies of the system it

@@ -205,7 +205,7 @@ mod tests {
     fn the_box_holds() {
         let search = Search::new(vec![0.5], vec![0.0], vec![1.0]);
         let found = least_squares(&search, 1.0, |p, out| {
-            out.push(Residual { value: p[0] - 7.0, weight: 1.0, block: 0 })
+            out.push(Residual { value: p[0] - 7.0, weight: 1.0, block: 0 });
         });
         assert_eq!(found, [1.0]);
     }

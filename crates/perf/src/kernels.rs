@@ -337,7 +337,7 @@ impl Send {
 
 /// Rounds up; for the sizes that occur here, without a call into the maths library.
 #[inline]
-fn ceil(x: f64) -> f64 {
+pub(crate) fn ceil(x: f64) -> f64 {
     let down = x as u64 as f64;
     if down < x { down + 1.0 } else { down }
 }

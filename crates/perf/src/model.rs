@@ -23,7 +23,7 @@ use boute_spec::units::SimTime;
 use serde::Serialize;
 
 use crate::calibration::{Calibration, EngineOverhead, KernelSet, Stack};
-use crate::kernels::{ACTIVATION_BYTES, ExpertShape, Experts, Hardware, Matrix};
+use crate::kernels::{ACTIVATION_BYTES, ExpertShape, Experts, Hardware, Matrix, ceil};
 use crate::memory::{FitError, MemoryFit, divide, kv_bytes_per_layer, kv_shards, memory_fit};
 use crate::{Batch, ReplicaConfig, StepTime};
 
@@ -120,10 +120,8 @@ pub struct ReplicaModel {
     decode_t0_s: f64,
     /// Seconds per decoding sequence in one layer, beside reading its cache.
     sequence_s: f64,
-    /// Per token of decoding context, all layers without window; by number of micro-batches less one.
-    slope: Vec<SimTime>,
-    /// The same for windowed layers.
-    window_slope: Vec<SimTime>,
+    /// Picoseconds per token of decoding context in one layer.
+    decoding_context_ps: f64,
     window: u64,
     /// One all-reduce by the engine's own kernel and by NCCL: fixed seconds, and seconds per token. The faster one is used.
     all_reduce: [(f64, f64); 2],
@@ -177,14 +175,6 @@ impl ReplicaModel {
         let attention = AttentionCost::of(config, &kernels);
         let windowed =
             shape.sliding_window.as_ref().map_or(0, |window| window.layers.min(shape.attention_layers()));
-        let per_micro_batch = |layers: u32| {
-            (1..=*pp)
-                .map(|m| {
-                    let parts = f64::from(m) * f64::from(*dp);
-                    SimTime((attention.decoding_context_s * f64::from(layers) / parts * 1e12).ceil() as u64)
-                })
-                .collect()
-        };
         let (send, link) = if config.gpus() <= gpu.gpus_per_node {
             (calibration.send.in_node.constants, gpu.link_bytes_per_s)
         } else {
@@ -216,8 +206,7 @@ impl ReplicaModel {
             prefill_t0_s: kernels.prefill.t0_us * 1e-6,
             decode_t0_s: kernels.decode.t0_us * 1e-6,
             sequence_s: kernels.decode.head_ns * 1e-9 * f64::from(shape.heads) / t,
-            slope: per_micro_batch(shape.attention_layers() - windowed),
-            window_slope: per_micro_batch(windowed),
+            decoding_context_ps: attention.decoding_context_s * 1e12 / f64::from(*dp),
             window: shape.sliding_window.as_ref().map_or(u64::MAX, |window| u64::from(window.window)),
             all_reduce: all_reduces(*tp, hidden, &kernels, &stack),
             elementwise_s: stack.elementwise * elementwise_elements(shape, t) * ACTIVATION_BYTES / bandwidth,
@@ -334,9 +323,10 @@ impl ReplicaModel {
 
     /// Picoseconds per token of decoding context without and with window, and the tokens inside the window.
     fn context_slopes(&self, batch: &Batch) -> (u64, u64, u64) {
-        let index = self.micro_batches(batch) as usize - 1;
+        let of =
+            |layers: f64| ceil(self.decoding_context_ps * layers / self.micro_batches(batch) as f64) as u64;
         let inside = batch.decode_context.min(batch.decodes.saturating_mul(self.window));
-        (self.slope[index].0, self.window_slope[index].0, inside)
+        (of(self.attention_layers - self.windowed_layers), of(self.windowed_layers), inside)
     }
 
     fn micro_batches(&self, batch: &Batch) -> u64 {
@@ -463,7 +453,8 @@ fn expert_layers(
     let ReplicaConfig { model, tp, dp, ep, .. } = config;
     let (moe, shape) = (model.shape.moe.as_ref().expect("asked for its experts"), &model.shape);
     let ranks = f64::from((*ep).clamp(1, tp * dp));
-    let (gemm, hardware) = kernels.experts;
+    let (mut gemm, hardware) = kernels.experts;
+    gemm.skew *= stack.expert_skew;
     let hidden = f64::from(shape.hidden);
     let used = f64::from(moe.experts_per_token.min(moe.experts));
     let dims = ExpertShape {

@@ -13,7 +13,7 @@
 //! | x | what a prompt adds to a step of D decoding sequences | s |
 //! | first, launch | the prompt alone, and the least time in which its kernels can be launched; max₃ is the 3-norm | s |
 //! | burst | share of requests that arrive with the first, all at once | – |
-//! | r | share of time spent on prompts, D/g·x/(answer·TPOT + first): an M/D/1 queue for the prompts | – |
+//! | r | share of time spent on prompts, (D/g − 1)·x/(answer·TPOT + first): an M/D/1 queue for the prompts; a client finds the others there, not itself | – |
 //! | slot | engines that keep a slot until the next request ends: a share of answer·TPOT/D | s |
 //!
 //! Between two tokens of one sequence the others start (D/g − 1)/answer requests. Clients beyond D wait until a sequence
@@ -109,7 +109,7 @@ impl ReplicaModel {
         let prompt = self.parts(&alone);
         let first_s = three_norm(prompt.total_s(), self.launch_s());
         let engine = self.engine();
-        let busy = (per_group * prompt_s / (answer * tpot_s + first_s)).min(FULLEST);
+        let busy = ((per_group - 1.0) * prompt_s / (answer * tpot_s + first_s)).min(FULLEST);
         let ttft = TtftParts {
             request_s: engine.request_ms * 1e-3,
             prompt_s: first_s,

@@ -196,6 +196,21 @@ fn in_series<'a, 'b>(predictions: &'b [Prediction<'a>]) -> BTreeMap<&'a str, Vec
 fn intervals(predictions: &[Prediction<'_>], report: &mut Report) {
     let calibration = Calibration::builtin();
     let residuals: Vec<HeldOut<'_>> = predictions.iter().map(|it| it.residual(calibration)).collect();
+    if let Ok(p) = std::env::var("DUMP") {
+        std::fs::write(
+            p,
+            residuals
+                .iter()
+                .map(|r| {
+                    format!(
+                        "{}\t{}\t{}\t{:?}\t{}\t{}\t{}\n",
+                        r.kind.class, r.kind.engine, r.kind.gpu, r.kind.source, r.series, r.ttft, r.tpot
+                    )
+                })
+                .collect::<String>(),
+        )
+        .unwrap();
+    }
     let (mut ttft, mut tpot, mut count) = (0_u32, 0_u32, 0_u32);
     let series: BTreeSet<&str> = residuals.iter().map(|it| it.series).collect();
     for name in series {
@@ -228,7 +243,7 @@ fn throughputs(it: &Prediction<'_>) -> (f64, f64) {
 /// Kendall's τ of throughput per GPU inside each series, averaged over rows.
 fn ranking(predictions: &[Prediction<'_>], theirs: &BTreeMap<&str, &Theirs>, report: &mut Report) {
     let (mut our, mut our_both, mut their) = (Mean::default(), Mean::default(), Mean::default());
-    for (_, of_series) in in_series(predictions) {
+    for (_, of_series) in in_series(predictions).into_iter().filter(|(_, it)| !mislabelled(it[0].row)) {
         let pairs: Vec<(f64, f64)> = of_series.iter().map(|it| throughputs(it)).collect();
         our.add(kendall_tau(&pairs), pairs.len());
         let (both, their_pairs): (Vec<_>, Vec<_>) = of_series

@@ -166,6 +166,7 @@ impl OperatorTables {
         };
         Ok(System {
             name: name.into(),
+            gpu: gpu.name.clone(),
             sms,
             gemm: ByPrecision {
                 bf16: gemm("bfloat16", wide, 2.0).ok_or_else(|| required("bf16 products"))?,

@@ -27,12 +27,13 @@ const fn constant(start: f64, lower: f64, upper: f64, far: f64) -> Constant {
     Constant { start, lower, upper, far }
 }
 
-const STACK: [Constant; 7] = [
+const STACK: [Constant; 8] = [
     constant(0.7, 0.0, 1.5, 0.5),     // all_reduce_alpha
     constant(1.0, 0.0, 4.0, 1.0),     // elementwise
     constant(5.0, 0.0, 60.0, 10.0),   // layer_us
     constant(10.0, 0.0, 200.0, 30.0), // expert_layer_us
     constant(1.3, 1.0, 5.0, 0.5),     // expert_compute
+    constant(0.5, 0.0, 1.5, 0.5),     // expert_skew
     constant(40.0, 0.0, 400.0, 50.0), // exchange_us
     constant(0.3, 0.0, 3.0, 0.5),     // layer_launch_ms
 ];
@@ -80,8 +81,9 @@ fn with(p: &[f64], kernels: &Kernels) -> Calibration {
             layer_us: s[2],
             expert_layer_us: s[3],
             expert_compute: s[4],
-            exchange_us: s[5],
-            layer_launch_ms: s[6],
+            expert_skew: s[5],
+            exchange_us: s[6],
+            layer_launch_ms: s[7],
         },
         engine: Engines { vllm: engine(0), sglang: engine(1), trtllm: engine(2), trtllm_1_0: engine(3) },
         interval: Vec::new(),

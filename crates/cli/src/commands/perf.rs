@@ -30,11 +30,11 @@ pub(crate) enum Command {
 /// Predicts mean TTFT and TPOT of closed loops: a fixed number of clients, each sending its next request when the last is
 /// answered.
 ///
-/// The table is CSV with the columns of aiconfigurator's silicon sample: id, model_path, system, backend, isl, osl, tp_size
-/// are required; backend_version, precision, concurrency (of the whole deployment), batch_size, pp_size, attention_dp_size,
-/// moe_tp_size, moe_ep_size are read where present. The answer has the columns id, pred_ttft_ms, pred_tpot_ms, source
-/// (fitted: the kernels were measured on this GPU type; assumed: they were not, or our memory model says that the replica
-/// does not fit) and the 80 % intervals.
+/// The table is CSV with the columns of aiconfigurator's silicon sample: `id`, `model_path`, `system`, `backend`, `isl`, `osl`
+/// and `tp_size` are required; `backend_version`, `precision`, `concurrency` (of the whole deployment), `batch_size`,
+/// `pp_size`, `attention_dp_size`, `moe_tp_size`, `moe_ep_size` are read where present. The answer has the columns `id`,
+/// `pred_ttft_ms`, `pred_tpot_ms`, `source` (fitted: the kernels were measured on this GPU type; assumed: they were not, or our
+/// memory model says that the replica does not fit) and the ends of the 80 % intervals.
 #[derive(Debug, clap::Args)]
 pub(crate) struct EstimateArgs {
     /// The table; `-` is standard input.
