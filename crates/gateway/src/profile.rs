@@ -49,6 +49,13 @@ pub struct Load {
     pub clients: u32,
 }
 
+impl Load {
+    /// No request is longer, prompt and answer together.
+    const fn longest(self) -> u32 {
+        self.prompt_tokens.saturating_add(self.answer_tokens.saturating_mul(2))
+    }
+}
+
 /// What to measure.
 #[derive(Debug, Clone)]
 pub struct ProfileConfig {
@@ -175,7 +182,7 @@ pub async fn profile(
             "{} prompt + {} answer tokens, {} clients",
             load.prompt_tokens, load.answer_tokens, load.clients
         );
-        if context.is_some_and(|context| load.prompt_tokens + 2 * load.answer_tokens > context) {
+        if context.is_some_and(|context| load.longest() > context) {
             measured.notes.push(format!("left out: {name}: longer than the engine's context"));
             continue;
         }
