@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use boute_planner::{GpuOffer, Problem, QualityInputs};
 use boute_router::Scorer;
 use boute_router::certify::FloorRule;
-use boute_spec::catalog::{Catalog, Model};
+use boute_spec::catalog::{Catalog, Model, Precision};
 use boute_spec::data_file::{parse_quality, parse_trace};
 use boute_spec::file::{Floor, ModelEntry, QualityEntry, Spec, Stock};
 use boute_spec::parse::parse_spec;
@@ -96,6 +96,11 @@ pub(crate) fn load_with(input: &Input, choices: &Choices, open: Open<'_>) -> Res
 /// The compiled-in prices are an input like any other.
 fn prices_digest() -> InputDigest {
     InputDigest { input: "prices".into(), file: String::new(), sha256: Catalog::builtin().digest().into() }
+}
+
+/// A precision as people write it on the command line.
+pub(crate) fn precision(name: &str) -> Result<Precision, String> {
+    serde_json::from_value(name.into()).map_err(|_| "there are bf16, fp8, int4 and nvfp4".to_owned())
 }
 
 /// A model of the spec: from its own `config.json`, or from the catalogue.

@@ -10,7 +10,7 @@
 //! | step | what the engine adds to each step, in place of the calibrated constant | µs |
 //! | request | what a request takes outside the steps, in place of the calibrated constant | ms |
 //!
-//! They minimise the soft-L1 loss of ln(predicted/measured) over the TTFT and TPOT of all points, drawn to the
+//! They minimise the soft-L1 loss of ln(predicted/measured) over the TPOT and, weighted less, the TTFT of all points, drawn to the
 //! uncorrected model: where the points do not tell two constants apart, the model decides. The error *after* is honest: each
 //! point is predicted by the fit to the others (leave-one-out), and these residuals r make the interval
 //! exp(± t·√(1 + 1/n)·rms(r)), t the 90th percentile of Student's t with n − 1 degrees of freedom; it is never narrower
@@ -28,6 +28,9 @@ use crate::{ClosedLoop, ReplicaConfig, ReplicaModel, ServingEstimate};
 
 /// Errors (logarithms) beyond this pull with constant force only.
 const LOSS_SCALE: f64 = 0.1;
+/// TTFT is worth this much of TPOT: how clients queue is modelled far less well than how long a step takes, and must not
+/// bend what the steps tell.
+const TTFT_WEIGHT: f64 = 0.1;
 /// How strongly a constant is held to the uncorrected model: like this many measured values.
 const PRIOR_WEIGHT: f64 = 3.0;
 /// Compute and bandwidth: how far (in logarithms) is far, and the bounds.
@@ -104,8 +107,9 @@ impl Speed {
         let found = least_squares(&search, LOSS_SCALE, |p, out| {
             let speed = Self::of(p);
             for point in points {
-                let residuals = point.residuals(Some(speed), calibration);
-                out.extend(residuals.map(|value| Residual { value, weight: 1.0, block: 0 }));
+                let [ttft, tpot] = point.residuals(Some(speed), calibration);
+                out.push(Residual { value: ttft, weight: TTFT_WEIGHT, block: 0 });
+                out.push(Residual { value: tpot, weight: 1.0, block: 0 });
             }
             for ((x, prior), far) in p.iter().zip(prior).zip(far) {
                 // Near the model held to it, far from it free.

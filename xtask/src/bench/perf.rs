@@ -196,21 +196,6 @@ fn in_series<'a, 'b>(predictions: &'b [Prediction<'a>]) -> BTreeMap<&'a str, Vec
 fn intervals(predictions: &[Prediction<'_>], report: &mut Report) {
     let calibration = Calibration::builtin();
     let residuals: Vec<HeldOut<'_>> = predictions.iter().map(|it| it.residual(calibration)).collect();
-    if let Ok(p) = std::env::var("DUMP") {
-        std::fs::write(
-            p,
-            residuals
-                .iter()
-                .map(|r| {
-                    format!(
-                        "{}\t{}\t{}\t{:?}\t{}\t{}\t{}\n",
-                        r.kind.class, r.kind.engine, r.kind.gpu, r.kind.source, r.series, r.ttft, r.tpot
-                    )
-                })
-                .collect::<String>(),
-        )
-        .unwrap();
-    }
     let (mut ttft, mut tpot, mut count) = (0_u32, 0_u32, 0_u32);
     let series: BTreeSet<&str> = residuals.iter().map(|it| it.series).collect();
     for name in series {

@@ -16,6 +16,7 @@ use serde::Serialize;
 
 use crate::failure::{Ending, Failure};
 use crate::files::{Input, write_whole};
+use crate::load;
 use crate::printer::Printer;
 
 /// Predict the speed of replicas.
@@ -55,7 +56,7 @@ pub(crate) struct ExplainArgs {
     #[arg(long)]
     gpu: String,
     /// Precision of the weights: bf16, fp8, int4 or nvfp4; the model's own if left out.
-    #[arg(long, value_parser = precision)]
+    #[arg(long, value_parser = load::precision)]
     dtype: Option<Precision>,
     /// Tensor parallelism.
     #[arg(long, default_value_t = 1)]
@@ -78,10 +79,6 @@ pub(crate) struct ExplainArgs {
     /// Bandwidth between two GPUs of the node, one direction, as this host has it, such as 25GB/s.
     #[arg(long)]
     link: Option<BytesPerSecond>,
-}
-
-fn precision(text: &str) -> Result<Precision, String> {
-    serde_json::from_value(serde_json::json!(text)).map_err(|_| "use bf16, fp8, int4 or nvfp4".into())
 }
 
 fn engine(text: &str) -> Result<Engine, String> {

@@ -46,7 +46,7 @@ pub(crate) struct Args {
     #[arg(long)]
     config: Option<String>,
     /// Precision of the weights: bf16, fp8, int4 or nvfp4; the catalogue's or the config's own if not given.
-    #[arg(long, value_parser = precision)]
+    #[arg(long, value_parser = load::precision)]
     dtype: Option<Precision>,
     /// Name the engine serves the model under, if it serves several.
     #[arg(long)]
@@ -81,10 +81,6 @@ pub(crate) fn read_speed(path: &Path) -> Result<Speed, Failure> {
         None => Ok(profile.speed),
         Some(problem) => Err(Failure::input(format_args!("{}: {problem}", input.name), hint)),
     }
-}
-
-fn precision(name: &str) -> Result<Precision, String> {
-    serde_json::from_value(name.into()).map_err(|_| "there are bf16, fp8, int4 and nvfp4".to_owned())
 }
 
 pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
