@@ -14,10 +14,16 @@ use boute_sim::{EngineConfig, ReplicaSpec, Request, simulate};
 use boute_spec::catalog::Catalog;
 use boute_spec::units::SimTime;
 
+mod mobo;
+mod problems;
+
 /// Rounds of each measurement.
 const ROUNDS: usize = 5;
 
 pub(crate) fn run(arguments: &[&str]) -> ExitCode {
+    if let ["mobo", rest @ ..] = arguments {
+        return mobo::run(rest);
+    }
     let requests = if arguments.contains(&"small") { 20_000 } else { 1_000_000 };
     let mut kept = true;
     let mut report = |name: &str, value: f64, bar: f64, higher_is_better: bool| {
