@@ -14,7 +14,7 @@ fn main() -> ExitCode {
         ["tidy"] => tidy(),
         ["bench", rest @ ..] => bench::run(rest),
         _ => {
-            eprintln!("usage: cargo xtask tidy | bench [small]");
+            eprintln!("usage: cargo xtask tidy | bench [small] | bench mobo [small | pictures FOLDER]");
             ExitCode::from(2)
         }
     }

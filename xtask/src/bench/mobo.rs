@@ -1,59 +1,239 @@
-//! dev harness
-use super::problems::{COMPARED, OTHERS, Problem};
-use boute_mobo::{Problem as MoboProblem, Study, hypervolume::hypervolume};
-use rayon::prelude::*;
+//! `cargo xtask bench mobo`: how good and how fast the optimiser is, against recorded runs of other libraries.
+//!
+//! `xtask/data/mobo_reference.json` holds those runs. Quality: mean normalised hypervolume after 60 evaluations, the initial design of
+//! 2 (d + 1) points included, one point per step. Time: CPU seconds of the process for one ask and its tell, on one thread.
+
+use std::fs;
+use std::path::Path;
 use std::time::Instant;
 
-fn run_one(problem: &Problem, seed: u64, evaluations: usize) -> (Vec<f64>, f64) {
-    let mut p = MoboProblem::new(problem.space(), problem.objectives, problem.constraints);
-    p.reference = Some(problem.reference.to_vec());
-    p.seed = seed;
-    let mut study = Study::new(p).unwrap();
-    let t = Instant::now();
-    let mut trace = vec![];
-    while study.evaluations().len() < evaluations {
-        let c = study.ask(1).unwrap().remove(0);
-        let o = problem.evaluate(&c.point);
-        study.tell(vec![(c.id, Some(o))]).unwrap();
-        if [20, 30, 40, 50, 60].contains(&study.evaluations().len()) {
-            trace.push(study.hypervolume() / problem.maximum);
-        }
+use boute_mobo::{Problem, Study, sobol_points};
+use rayon::prelude::*;
+use serde_json::Value;
+
+use super::picture;
+use super::problems::{self, COMPARED, OTHERS};
+
+const EVALUATIONS: usize = 60;
+const REFERENCE: &str = include_str!("../../data/mobo_reference.json");
+/// Methods of the reference, in the order of the table's columns.
+const METHODS: [&str; 5] = ["BoTorch", "egobox", "TPE", "NSGA-II", "Sobol"];
+
+/// Runs everything, or in the small form three seeds on two problems and the fast timings; true if every bar is met.
+pub(super) fn run(small: bool) -> bool {
+    let reference: Value =
+        serde_json::from_str(REFERENCE).unwrap_or_else(|error| panic!("the reference: {error}"));
+    let mut met = quality(&reference, small);
+    met &= speed(&reference, small);
+    if !small {
+        others();
+        met &= long_study();
     }
-    trace.push(study.evaluations().iter().filter(|e| e.outcome.as_ref().unwrap().is_feasible()).count() as f64);
-    (trace, t.elapsed().as_secs_f64())
+    met
 }
 
-pub(super) fn run(arguments: &[&str]) -> std::process::ExitCode {
-    let seeds: u64 = arguments.get(1).and_then(|a| a.parse().ok()).unwrap_or(4);
-    let only = arguments.get(0).copied().unwrap_or("");
-    for problem in COMPARED.iter().chain(&OTHERS).filter(|p| p.name.contains(only)) {
-        let r: Vec<_> = (0..seeds).into_par_iter().map(|s| run_one(problem, s, 60)).collect();
-        let n = seeds as f64;
-        let mean = |k: usize| r.iter().map(|x| x.0[k]).sum::<f64>() / n;
-        let last: Vec<f64> = r.iter().map(|x| x.0[4]).collect();
-        let m = mean(4);
-        let sd = (last.iter().map(|x| (x - m).powi(2)).sum::<f64>() / (n - 1.0).max(1.0)).sqrt();
-        if std::env::var("ALL").is_ok() {
-            println!(
-                "{:?}",
-                r.iter()
-                    .map(|x| x.0.iter().map(|v| (v * 1000.0).round() / 1000.0).collect::<Vec<_>>())
-                    .collect::<Vec<_>>()
-            );
-        }
+fn study(problem: &problems::Problem, seed: u64) -> Study {
+    let mut wanted = Problem::new(problem.space(), problem.objectives, problem.constraints);
+    wanted.reference = Some(problem.reference.to_vec());
+    wanted.seed = seed;
+    Study::new(wanted).unwrap_or_else(|error| panic!("{}: {error}", problem.name))
+}
+
+/// Asks for `count` points and tells their values.
+fn step(study: &mut Study, problem: &problems::Problem, count: usize) {
+    let asked = study.ask(count).unwrap_or_else(|error| panic!("{}: {error}", problem.name));
+    let told =
+        asked.iter().map(|candidate| (candidate.id, Some(problem.evaluate(&candidate.point)))).collect();
+    study.tell(told).unwrap_or_else(|error| panic!("{}: {error}", problem.name));
+}
+
+/// A whole run with one point per step.
+fn run_of(problem: &problems::Problem, seed: u64, evaluations: usize) -> Study {
+    let mut study = study(problem, seed);
+    while study.evaluations().len() < evaluations {
+        step(&mut study, problem, 1);
+    }
+    study
+}
+
+/// Mean and standard error.
+fn summary(values: &[f64]) -> (f64, f64) {
+    let n = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / n;
+    let variance = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / (n - 1.0).max(1.0);
+    (mean, (variance / n).sqrt())
+}
+
+fn normalised(problem: &problems::Problem, seeds: u64) -> Vec<f64> {
+    (0..seeds)
+        .into_par_iter()
+        .map(|seed| run_of(problem, seed, EVALUATIONS).hypervolume() / problem.maximum)
+        .collect()
+}
+
+/// The table of all methods; whether every bar is met.
+fn quality(reference: &Value, small: bool) -> bool {
+    let (compared, seeds): (&[problems::Problem], u64) =
+        if small { (&COMPARED[3..5], 3) } else { (&COMPARED, 10) };
+    println!("normalised hypervolume after {EVALUATIONS} evaluations, mean ± standard error, {seeds} seeds");
+    println!(
+        "{:<18} {:>16} {}  verdict",
+        "problem",
+        "ours",
+        METHODS.map(|method| format!("{method:>16}")).join("")
+    );
+    let (mut kept, mut above) = (true, 0);
+    for problem in compared {
+        let (mean, error) = summary(&normalised(problem, seeds));
+        let peers: Vec<Option<(f64, f64)>> = METHODS
+            .iter()
+            .map(|method| {
+                let seeds = reference["traces"][problem.name][method]["normalised_hv"]["60"].as_array()?;
+                Some(summary(&seeds.iter().filter_map(Value::as_f64).collect::<Vec<_>>()))
+            })
+            .collect();
+        let best = peers.iter().flatten().copied().max_by(|a, b| a.0.total_cmp(&b.0)).unwrap_or_default();
+        let allowed = error.hypot(best.1);
+        let met = mean >= best.0 - allowed;
+        let over = peers[0].is_some_and(|botorch| mean > botorch.0);
+        kept &= met;
+        above += usize::from(over);
+        let cells = peers.iter().map(|peer| match peer {
+            Some((mean, error)) => format!("{:>16}", format!("{mean:.4} ± {error:.4}")),
+            None => format!("{:>16}", "-"),
+        });
         println!(
-            "{:18} {:.4} {:.4} {:.4} {:.4} {:.4} se {:.4} min {:.4} time {:.2} feas {:.1}",
+            "{:<18} {:>16} {}  {}{}",
             problem.name,
-            mean(0),
-            mean(1),
-            mean(2),
-            mean(3),
-            m,
-            sd / n.sqrt(),
-            last.iter().copied().fold(1.0, f64::min),
-            r.iter().map(|x| x.1).sum::<f64>() / n,
-            mean(5)
+            format!("{mean:.4} ± {error:.4}"),
+            cells.collect::<String>(),
+            if met { "met" } else { "NOT MET" },
+            if over { ", above BoTorch" } else { "" }
         );
     }
-    std::process::ExitCode::SUCCESS
+    let enough = 2 * above >= compared.len();
+    println!("above BoTorch on {above} of {}; bar: half, {}\n", compared.len(), verdict(enough));
+    kept && enough
+}
+
+fn verdict(met: bool) -> &'static str {
+    if met { "met" } else { "NOT MET" }
+}
+
+/// Problems without a recorded peer, against a design of as many points.
+fn others() {
+    println!("the same on problems without a recorded peer (OSY: hypervolume / 10,000)");
+    for problem in &OTHERS {
+        let (mean, error) = summary(&normalised(problem, 10));
+        let spread: Vec<f64> = (0..10)
+            .map(|seed| {
+                let mut study = study(problem, seed);
+                for point in sobol_points(&problem.space(), 0, EVALUATIONS, seed).unwrap_or_default() {
+                    let outcome = problem.evaluate(&point);
+                    let _ = study.tell_at(point, Some(outcome));
+                }
+                study.hypervolume() / problem.maximum
+            })
+            .collect();
+        let (sobol, sobol_error) = summary(&spread);
+        println!("{:<24} ours {mean:.4} ± {error:.4}   Sobol {sobol:.4} ± {sobol_error:.4}", problem.name);
+    }
+    println!();
+}
+
+/// CPU seconds that the threads of this process have used.
+fn cpu_seconds() -> f64 {
+    let tasks = fs::read_dir("/proc/self/task").unwrap_or_else(|error| panic!("/proc/self/task: {error}"));
+    let nanoseconds = tasks.filter_map(|task| {
+        let text = fs::read_to_string(task.ok()?.path().join("schedstat")).ok()?;
+        text.split_whitespace().next()?.parse::<f64>().ok()
+    });
+    nanoseconds.sum::<f64>() / 1e9
+}
+
+/// Mean CPU seconds of an ask of `q` points and their tell when `n` points are known, after one such step to warm up.
+fn step_seconds(problem: &problems::Problem, n: usize, q: usize) -> f64 {
+    const STEPS: usize = 4;
+    let mut study = study(problem, 1);
+    for point in sobol_points(&problem.space(), 0, n - q, 1).unwrap_or_default() {
+        let outcome = problem.evaluate(&point);
+        let _ = study.tell_at(point, Some(outcome));
+    }
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build();
+    let pool = pool.unwrap_or_else(|error| panic!("a thread: {error}"));
+    pool.install(|| step(&mut study, problem, q));
+    let before = cpu_seconds();
+    pool.install(|| (0..STEPS).for_each(|_| step(&mut study, problem, q)));
+    (cpu_seconds() - before) / STEPS as f64
+}
+
+/// Time of a step against `BoTorch`'s; whether the bars are met.
+fn speed(reference: &Value, small: bool) -> bool {
+    println!("CPU seconds of one ask + tell, one thread, fit included");
+    let cases: &[(&str, usize, usize, usize, usize, Option<f64>)] = &[
+        ("m2 d6 n64 q1", 6, 2, 64, 1, Some(20.0)),
+        ("m3 d6 n64 q4", 6, 3, 64, 4, Some(20.0)),
+        ("m2 d20 n256 q1", 20, 2, 256, 1, Some(10.0)),
+        ("m2 d6 n64 q4", 6, 2, 64, 4, None),
+        ("m2 d12 n128 q1", 12, 2, 128, 1, None),
+        ("m2 d6 n256 q1", 6, 2, 256, 1, None),
+        ("m3 d6 n64 q1", 6, 3, 64, 1, None),
+        ("m3 d6 n128 q1", 6, 3, 128, 1, None),
+        ("m3 d6 n256 q1", 6, 3, 256, 1, None),
+    ];
+    let mut kept = true;
+    for (name, d, m, n, q, bar) in cases.iter().filter(|case| !small || case.5.is_some()) {
+        let ours = step_seconds(&problems::dtlz2(*d, *m), *n, *q);
+        let theirs = reference["botorch_seconds_per_step"][name].as_f64().unwrap_or(f64::NAN);
+        let ratio = theirs / ours;
+        let met = bar.is_none_or(|bar| ratio >= bar);
+        kept &= met;
+        let bar = bar.map_or(String::new(), |bar| format!("  bar {bar}×, {}", verdict(met)));
+        println!("{name:<16} ours {ours:>8.4}   BoTorch {theirs:>6.2}   {ratio:>6.1}× less{bar}");
+    }
+    println!();
+    kept
+}
+
+/// 500 evaluations on the wall clock.
+fn long_study() -> bool {
+    let problem = problems::dtlz2(6, 2);
+    let begin = Instant::now();
+    let study = run_of(&problem, 1, 500);
+    let seconds = begin.elapsed().as_secs_f64();
+    let met = seconds <= 60.0;
+    println!(
+        "500 evaluations of DTLZ2 (d = 6, m = 2): {seconds:.1} s on {} threads, normalised hypervolume {:.4}; bar 60 s, {}",
+        rayon::current_num_threads(),
+        study.hypervolume() / problem.maximum,
+        verdict(met)
+    );
+    met
+}
+
+/// The pictures of the documentation, written to `folder`.
+pub(super) fn pictures(folder: &Path) {
+    let write = |name: &str, text: String| {
+        let path = folder.join(name);
+        fs::write(&path, text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    };
+    let problem = &COMPARED[0];
+    let study = run_of(problem, 1, EVALUATIONS);
+    write("optimiser-front.svg", picture::front_over_iterations(&study, problem.reference, problem.name));
+    let growth = [
+        (
+            "n (d 6, m 2, q 1)",
+            [32, 64, 128, 256].map(|n| (n, step_seconds(&problems::dtlz2(6, 2), n, 1))).to_vec(),
+        ),
+        (
+            "d (n 64, m 2, q 1)",
+            [3, 6, 12, 20].map(|d| (d, step_seconds(&problems::dtlz2(d, 2), 64, 1))).to_vec(),
+        ),
+        ("m (n 64, d 6, q 1)", [2, 3, 4].map(|m| (m, step_seconds(&problems::dtlz2(6, m), 64, 1))).to_vec()),
+        (
+            "q (n 64, d 6, m 2)",
+            [1, 2, 4, 8].map(|q| (q, step_seconds(&problems::dtlz2(6, 2), 64, q))).to_vec(),
+        ),
+    ];
+    write("optimiser-time.svg", picture::growth(&growth));
 }

@@ -1,9 +1,11 @@
-//! Benchmarks that anyone can run: `cargo xtask bench`, or `bench small` for continuous integration.
+//! Benchmarks that anyone can run: `cargo xtask bench`, or `bench small` for continuous integration; `bench mobo` alone for the
+//! optimiser, `bench mobo pictures FOLDER` for the drawings of its page.
 //!
 //! Figures are medians of several rounds in one process, on one thread; bars are wide enough that noise does not fail them,
 //! and tight enough that an order of magnitude does.
 
 use std::hint::black_box;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -15,14 +17,21 @@ use boute_spec::catalog::Catalog;
 use boute_spec::units::SimTime;
 
 mod mobo;
+mod picture;
 mod problems;
 
 /// Rounds of each measurement.
 const ROUNDS: usize = 5;
 
 pub(crate) fn run(arguments: &[&str]) -> ExitCode {
-    if let ["mobo", rest @ ..] = arguments {
-        return mobo::run(rest);
+    match arguments {
+        ["mobo"] => return ending(mobo::run(false)),
+        ["mobo", "small"] => return ending(mobo::run(true)),
+        ["mobo", "pictures", folder] => {
+            mobo::pictures(Path::new(folder));
+            return ExitCode::SUCCESS;
+        }
+        _ => {}
     }
     let requests = if arguments.contains(&"small") { 20_000 } else { 1_000_000 };
     let mut kept = true;
@@ -37,6 +46,13 @@ pub(crate) fn run(arguments: &[&str]) -> ExitCode {
     let long = requests_per_second(requests);
     report(&format!("simulated requests per second, {requests}"), long, 100_000.0, true);
     report("cost per request, 20 times the trace", short / long, 1.5, false);
+    if arguments.contains(&"small") {
+        kept &= mobo::run(true);
+    }
+    ending(kept)
+}
+
+fn ending(kept: bool) -> ExitCode {
     if kept { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 

@@ -136,7 +136,7 @@ pub(super) const OTHERS: [Problem; 4] = [
         integers: &[],
         reference: &[1.1, 1.1],
         maximum: 1.21 - PI / 4.0,
-        function: dtlz2_two,
+        function: dtlz2_2,
     },
     Problem {
         name: "DTLZ2_d6_m3",
@@ -146,7 +146,7 @@ pub(super) const OTHERS: [Problem; 4] = [
         integers: &[],
         reference: &[1.1, 1.1, 1.1],
         maximum: 1.331 - PI / 6.0,
-        function: dtlz2_three,
+        function: dtlz2_3,
     },
     Problem {
         name: "OSY",
@@ -249,14 +249,50 @@ fn constrained_branin_currin(u: &[f64]) -> (Vec<f64>, Vec<f64>) {
     (branin_currin(u).0, vec![50.0 - (a - 2.5).powi(2) - (b - 7.5).powi(2)])
 }
 
-fn dtlz2_two(u: &[f64]) -> (Vec<f64>, Vec<f64>) {
-    (sphere(u, dtlz2_distance(u)), Vec::new())
+/// DTLZ2 with as many dimensions and objectives (two to four) as wanted.
+pub(super) fn dtlz2(dimensions: usize, objectives: usize) -> Problem {
+    let ball = match objectives {
+        2 => PI / 4.0,
+        3 => PI / 6.0,
+        _ => PI * PI / 32.0,
+    };
+    Problem {
+        name: "DTLZ2",
+        dimensions,
+        objectives,
+        constraints: 0,
+        integers: &[],
+        reference: &[1.1, 1.1, 1.1, 1.1][..objectives],
+        maximum: 1.1_f64.powi(objectives as i32) - ball,
+        function: match objectives {
+            2 => dtlz2_2,
+            3 => dtlz2_3,
+            _ => dtlz2_4,
+        },
+    }
 }
 
-fn dtlz2_three(u: &[f64]) -> (Vec<f64>, Vec<f64>) {
-    let radius = 1.0 + u[2..].iter().map(|u| (u - 0.5).powi(2)).sum::<f64>();
-    let (a, b) = (u[0] * FRAC_PI_2, u[1] * FRAC_PI_2);
-    (vec![radius * a.cos() * b.cos(), radius * a.cos() * b.sin(), radius * a.sin()], Vec::new())
+fn dtlz2_2(u: &[f64]) -> (Vec<f64>, Vec<f64>) {
+    (dtlz2_objectives(u, 2), Vec::new())
+}
+
+fn dtlz2_3(u: &[f64]) -> (Vec<f64>, Vec<f64>) {
+    (dtlz2_objectives(u, 3), Vec::new())
+}
+
+fn dtlz2_4(u: &[f64]) -> (Vec<f64>, Vec<f64>) {
+    (dtlz2_objectives(u, 4), Vec::new())
+}
+
+fn dtlz2_objectives(u: &[f64], objectives: usize) -> Vec<f64> {
+    let radius = 1.0 + u[objectives - 1..].iter().map(|u| (u - 0.5).powi(2)).sum::<f64>();
+    let angles: Vec<f64> = u[..objectives - 1].iter().map(|u| u * FRAC_PI_2).collect();
+    (0..objectives)
+        .map(|k| {
+            let along: f64 = angles[..objectives - 1 - k].iter().map(|angle| angle.cos()).product();
+            radius * along * if k == 0 { 1.0 } else { angles[objectives - 1 - k].sin() }
+        })
+        .collect()
 }
 
 /// Osyczka and Kundu, 1995.
