@@ -12,7 +12,7 @@ mod printer;
 mod progress;
 mod replay;
 
-use commands::{bench, catalog, check, demo, export, mock, plan, router, schema, serve, simulate};
+use commands::{bench, catalog, check, demo, export, mock, optimize, plan, router, schema, serve, simulate};
 use failure::{Ending, Failure, exit_code};
 use printer::Printer;
 
@@ -46,6 +46,8 @@ enum Command {
     /// Train, evaluate and certify the query router.
     #[command(subcommand)]
     Router(router::Command),
+    /// Tune anything by measurement: the optimiser alone, as JSON lines on stdin and stdout.
+    Optimize(optimize::Args),
     /// Serve a plan: the OpenAI-compatible gateway.
     Serve(serve::Args),
     /// Run one emulated vLLM replica.
@@ -84,6 +86,7 @@ fn run(command: Command, printer: Printer) -> Result<Ending, Failure> {
         Command::Plan(args) => plan::run(&args, printer),
         Command::Simulate(args) => simulate::run(&args, printer),
         Command::Router(command) => router::run(&command, printer),
+        Command::Optimize(args) => optimize::run(&args, printer),
         Command::Serve(args) => serve::run(&args, printer),
         Command::Mock(args) => mock::run(&args, printer),
         Command::Bench(args) => bench::run(&args, printer),

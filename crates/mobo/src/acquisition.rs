@@ -67,6 +67,8 @@ impl Scenario {
 /// One edge seen from a normal distribution.
 #[derive(Debug, Clone, Copy)]
 struct Edge {
+    /// Where it is, in units of σ: widths are taken from here, because `z` rounds off what μ adds.
+    at: f64,
     /// (edge − μ)/σ.
     z: f64,
     /// ln h(z).
@@ -79,21 +81,21 @@ impl Edge {
     fn new(edge: f64, mean: f64, deviation: f64) -> Self {
         let z = (edge - mean) / deviation;
         let (ln, slope) = ln_improvement(z);
-        Self { z, ln, slope }
+        Self { at: edge / deviation, z, ln, slope }
     }
 }
 
-/// ln (h(z_high) − h(z_low)), the improvement in units of σ.
+/// ln (h(high) − h(low)), the improvement in units of σ.
 fn ln_side(low: Option<Edge>, high: Edge) -> f64 {
     match low {
         None => high.ln,
-        Some(low) if thin(low, high) => (high.z - low.z).ln() + ln_cdf(f64::midpoint(low.z, high.z)).0,
+        Some(low) if thin(low, high) => (high.at - low.at).ln() + ln_cdf(f64::midpoint(low.z, high.z)).0,
         Some(low) => high.ln + ln_1m_exp(low.ln - high.ln),
     }
 }
 
 fn thin(low: Edge, high: Edge) -> bool {
-    (high.z - low.z) * high.slope < THIN
+    (high.at - low.at) * high.slope < THIN
 }
 
 /// Derivatives of ln e by μ and σ, times σ.

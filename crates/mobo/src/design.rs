@@ -25,7 +25,7 @@ pub(crate) fn sobol(index: u32, dimension: usize, seed: u64) -> f64 {
     ))
 }
 
-/// A number that shares no pattern with its neighbours' (SplitMix64, Steele, Lea, Flood, 2014).
+/// A number that shares no pattern with its neighbours' (`SplitMix64`, Steele, Lea, Flood, 2014).
 pub(crate) fn mix(seed: u64) -> u64 {
     let mut z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -45,7 +45,7 @@ pub(crate) fn sobol_normals(rows: usize, columns: usize, seed: u64) -> Vec<Vec<f
 pub(crate) fn design(space: &Space, skip: usize, count: usize, seed: u64) -> Result<Vec<Vec<f64>>, Error> {
     let point = |index: u32| {
         let cube: Vec<f64> = (0..space.dimensions()).map(|at| sobol(index, at, seed)).collect();
-        space.from_cube(&cube)
+        space.at_cube(&cube)
     };
     if !space.is_constrained() {
         return Ok((skip..skip + count).map(|index| point(index as u32)).collect());
@@ -65,7 +65,7 @@ pub(crate) fn random(space: &Space, count: usize, seed: u64) -> Result<Vec<Vec<f
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut draw = || {
         let cube: Vec<f64> = (0..space.dimensions()).map(|_| rng.random()).collect();
-        space.from_cube(&cube)
+        space.at_cube(&cube)
     };
     let mut found = Vec::new();
     for _ in 0..TRIALS as usize + count {

@@ -86,7 +86,8 @@ impl Gp {
         self.clip(self.kernel.variance() - dot(&scratch.half, &scratch.half))
     }
 
-    /// gradient += Σ_s `by_mean[s]` ∂μ_s/∂x + `by_variance` ∂v/∂x at the `x` just evaluated with `scratch`.
+    /// Adds to `gradient` the sum over scenarios of `by_mean` ∂μ/∂x, and `by_variance` ∂v/∂x, at the `x` just evaluated with
+    /// `scratch`.
     pub fn add_gradient(
         &self,
         x: &[f64],
@@ -96,7 +97,9 @@ impl Gp {
         gradient: &mut [f64],
     ) {
         let mut pull = self.factor.half_solve_transposed(&scratch.half);
-        pull.iter_mut().for_each(|pull| *pull *= -2.0 * by_variance);
+        for pull in &mut pull {
+            *pull *= -2.0 * by_variance;
+        }
         for (weights, by_mean) in self.weights.iter().zip(by_mean) {
             crate::linalg::add_scaled(&mut pull, *by_mean, weights);
         }
@@ -174,7 +177,9 @@ impl Gp {
             if i < n { self.points[(i, j)] } else { added[(i - n, j)] }
         });
         let mut noise = self.noise.clone();
-        resampled.iter().for_each(|at| noise[*at] = exact);
+        for at in resampled {
+            noise[*at] = exact;
+        }
         noise.resize(n + added.nrows(), exact);
         let targets = (0..normals.len())
             .map(|s| {

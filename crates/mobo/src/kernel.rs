@@ -8,6 +8,10 @@
 //! ```
 //! Sums and products of kernels are kernels (same, section 4.2.4); `k_a + k_b + φ k_a k_b` keeps what two groups of variables do
 //! alone apart from what they do together.
+#![expect(
+    clippy::inline_always,
+    reason = "vector code is made where these are inlined into a dispatched closure"
+)]
 
 use faer::Mat;
 use serde::{Deserialize, Serialize};
@@ -63,9 +67,11 @@ pub struct HyperParameters {
 /// A covariance function with its parameters.
 #[derive(Debug, Clone)]
 pub struct Kernel {
+    /// Which coordinates act together.
     pub structure: Structure,
     /// Per coordinate, whether only equality matters.
     pub categorical: Vec<bool>,
+    /// Length scales, weights, noise.
     pub hyper: HyperParameters,
 }
 
@@ -124,30 +130,7 @@ impl Kernel {
         row.values.clear();
         row.values.resize(count, 0.0);
         for (term, weight) in self.structure.terms.iter().zip(&self.hyper.weights) {
-            self.add_product(term, None, *weight, &row.groups, &mut row.values);
-        }
-    }
-
-    /// out += weight × product of the kernels of `term`'s groups, but for `without`.
-    #[inline(always)]
-    fn add_product(
-        &self,
-        term: &[usize],
-        without: Option<usize>,
-        weight: f64,
-        groups: &[(Vec<f64>, Vec<f64>)],
-        out: &mut [f64],
-    ) {
-        let mut factors = term.iter().filter(|group| Some(**group) != without);
-        match (factors.next(), factors.next(), term.len()) {
-            (None, ..) => out.iter_mut().for_each(|out| *out += weight),
-            (Some(&one), None, _) => add_scaled(out, weight, &groups[one].0),
-            _ => {
-                let kept: Vec<usize> = term.iter().copied().filter(|group| Some(*group) != without).collect();
-                for (at, out) in out.iter_mut().enumerate() {
-                    *out += weight * kept.iter().map(|group| groups[*group].0[at]).product::<f64>();
-                }
-            }
+            add_product(term, None, *weight, &row.groups, &mut row.values);
         }
     }
 
@@ -161,7 +144,7 @@ impl Kernel {
         let mut out = vec![0.0; slope.len()];
         for (term, weight) in self.structure.terms.iter().zip(&self.hyper.weights) {
             if term.contains(&group) {
-                self.add_product(term, Some(group), *weight, &row.groups, &mut out);
+                add_product(term, Some(group), *weight, &row.groups, &mut out);
             }
         }
         out.iter_mut().zip(slope).for_each(|(out, slope)| *out *= slope);
@@ -220,8 +203,30 @@ impl Kernel {
             let first = self.hyper.length_scales.len();
             for (term, groups) in self.structure.terms.iter().enumerate() {
                 let mut product = vec![0.0; weights.len()];
-                self.add_product(groups, None, self.hyper.weights[term], &row.groups, &mut product);
+                add_product(groups, None, self.hyper.weights[term], &row.groups, &mut product);
                 gradient[first + term] += dot(&product, weights);
+            }
+        }
+    }
+}
+
+/// out += weight × product of the kernels of `term`'s groups, but for `without`.
+#[inline(always)]
+fn add_product(
+    term: &[usize],
+    without: Option<usize>,
+    weight: f64,
+    groups: &[(Vec<f64>, Vec<f64>)],
+    out: &mut [f64],
+) {
+    let mut factors = term.iter().filter(|group| Some(**group) != without);
+    match (factors.next(), factors.next(), term.len()) {
+        (None, ..) => out.iter_mut().for_each(|out| *out += weight),
+        (Some(&one), None, _) => add_scaled(out, weight, &groups[one].0),
+        _ => {
+            let kept: Vec<usize> = term.iter().copied().filter(|group| Some(*group) != without).collect();
+            for (at, out) in out.iter_mut().enumerate() {
+                *out += weight * kept.iter().map(|group| groups[*group].0[at]).product::<f64>();
             }
         }
     }

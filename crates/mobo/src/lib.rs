@@ -51,11 +51,17 @@ pub use transform::Transform;
 pub use trust::MOST_GLOBAL;
 
 /// Points spread evenly without a model: `count` from the `skip`-th on of a scrambled Sobol sequence that meets the constraints.
+///
+/// # Errors
+/// If no point meets the space's linear constraints.
 pub fn sobol_points(space: &Space, skip: usize, count: usize, seed: u64) -> Result<Vec<Point>, Error> {
     Ok(design::design(space, skip, count, seed)?.iter().map(|x| space.decode(x)).collect())
 }
 
 /// Points drawn independently and uniformly that meet the constraints.
+///
+/// # Errors
+/// If no point meets the space's linear constraints.
 pub fn random_points(space: &Space, count: usize, seed: u64) -> Result<Vec<Point>, Error> {
     Ok(design::random(space, count, seed)?.iter().map(|x| space.decode(x)).collect())
 }

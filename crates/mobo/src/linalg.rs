@@ -1,10 +1,14 @@
 //! The few matrix operations a Gaussian process needs, on `faer`, always on one thread so that a sum has one order.
+#![expect(
+    clippy::inline_always,
+    reason = "vector code is made where these are inlined into a dispatched closure"
+)]
 
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt::factor::{LltRegularization, cholesky_in_place, cholesky_in_place_scratch};
 use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::linalg::triangular_inverse::invert_lower_triangular;
-use faer::{Accum, Mat, Par};
+use faer::{Accum, Mat, Par, Spec};
 
 /// Lanes of a sum: the order of additions is fixed and a compiler can use vector registers.
 const LANES: usize = 8;
@@ -12,14 +16,14 @@ const LANES: usize = 8;
 /// The lower factor L of `matrix` = L Lᵀ, whose lower triangle is read; the strict upper triangle is garbage.
 /// `None` if a pivot is not positive.
 fn factor(mut matrix: Mat<f64>) -> Option<Mat<f64>> {
-    let scratch = cholesky_in_place_scratch::<f64>(matrix.nrows(), Par::Seq, Default::default());
+    let scratch = cholesky_in_place_scratch::<f64>(matrix.nrows(), Par::Seq, Spec::default());
     let mut memory = MemBuffer::new(scratch);
     cholesky_in_place(
         matrix.as_mut(),
         LltRegularization::default(),
         Par::Seq,
         MemStack::new(&mut memory),
-        Default::default(),
+        Spec::default(),
     )
     .ok()?;
     let finite = (0..matrix.nrows()).all(|at| matrix[(at, at)].is_finite());
@@ -55,11 +59,6 @@ impl InverseFactor {
             let ln_determinant = 2.0 * (0..n).map(|at| lower[(at, at)].ln()).sum::<f64>();
             Some((Self { inverse: inverse_of_lower(&lower), ln_determinant }, jitter))
         })
-    }
-
-    /// Rows of the matrix.
-    pub fn len(&self) -> usize {
-        self.inverse.nrows()
     }
 
     /// ln |K|.
@@ -113,7 +112,7 @@ impl InverseFactor {
 
     /// The lower triangle of K⁻¹ = L⁻ᵀ L⁻¹.
     pub fn lower_of_inverse(&self) -> Mat<f64> {
-        let n = self.len();
+        let n = self.inverse.nrows();
         let mut out = Mat::zeros(n, n);
         triangular::matmul(
             out.as_mut(),
@@ -134,7 +133,7 @@ impl InverseFactor {
     /// The new pivot is kept above 10⁻¹⁰ of the diagonal, as escalating jitter would.
     #[must_use]
     pub fn with_row(&self, off: &[f64], diagonal: f64) -> Self {
-        let n = self.len();
+        let n = self.inverse.nrows();
         let half = self.half_solve(off);
         let pivot = (diagonal - dot(&half, &half)).max(1e-10 * diagonal).sqrt();
         let below = self.half_solve_transposed(&half);

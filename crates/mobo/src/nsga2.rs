@@ -29,6 +29,9 @@ struct Individual {
 /// Evaluates `evaluations` points in generations of `population` (even, at least four).
 ///
 /// `evaluate` is given a generation and returns one outcome per point; `None` is a failed evaluation.
+///
+/// # Errors
+/// If no point meets the space's linear constraints.
 pub fn nsga2(
     space: &Space,
     population: usize,

@@ -136,7 +136,9 @@ impl Search<'_> {
         if self.space.is_constrained() {
             let anchor = self.elites.first().or_else(|| self.taken.iter().find(|x| self.space.allows(x)));
             if let Some(anchor) = anchor {
-                points.iter_mut().for_each(|x| *x = towards(self.space, anchor, x));
+                for x in &mut points {
+                    *x = towards(self.space, anchor, x);
+                }
             }
             points.retain(|x| self.space.allows(x));
         }
@@ -147,7 +149,7 @@ impl Search<'_> {
     fn spread(&self, index: u32, rng: &mut ChaCha8Rng) -> Vec<f64> {
         let cube: Vec<f64> =
             (0..self.space.dimensions()).map(|dimension| sobol(index, dimension, self.seed)).collect();
-        let mut x = self.space.from_cube(&cube);
+        let mut x = self.space.at_cube(&cube);
         let region = self.region;
         for (at, coordinate) in self.space.coordinates().iter().enumerate() {
             if matches!(coordinate, Coordinate::Real | Coordinate::Level(_)) {
@@ -204,12 +206,12 @@ impl Search<'_> {
                 }
             }
         }
-        self.into_region(&mut x);
+        self.clamp_to_region(&mut x);
         self.space.snap(&mut x);
         x
     }
 
-    fn into_region(&self, x: &mut [f64]) {
+    fn clamp_to_region(&self, x: &mut [f64]) {
         for (at, coordinate) in self.space.coordinates().iter().enumerate() {
             if matches!(coordinate, Coordinate::Real | Coordinate::Level(_)) {
                 x[at] = x[at].clamp(self.region.lower[at], self.region.upper[at]);
@@ -275,7 +277,9 @@ impl Search<'_> {
             free.iter().zip(knobs).for_each(|(at, knob)| x[*at] = *knob);
             let sums = normalise_shares(coordinates, &mut x);
             let value = self.acquisition.value(&x, Some(&mut full), scratch);
-            full.iter_mut().for_each(|slope| *slope = -*slope);
+            for slope in &mut full {
+                *slope = -*slope;
+            }
             let penalty = self.space.add_penalty(&x, PENALTY, &mut full);
             through_shares(coordinates, &x, &sums, &mut full);
             free.iter().zip(gradient).for_each(|(at, slope)| *slope = full[*at]);
@@ -325,9 +329,14 @@ impl Search<'_> {
             match *coordinate {
                 Coordinate::Level(n) if n > 1 => {
                     let unit = 1.0 / (n - 1) as f64;
-                    [-1.0, 1.0].iter().for_each(|way| push(at, x[at] + way * unit));
+                    push(at, x[at] - unit);
+                    push(at, x[at] + unit);
                 }
-                Coordinate::Kind(n) => (0..n).for_each(|kind| push(at, kind as f64)),
+                Coordinate::Kind(n) => {
+                    for kind in 0..n {
+                        push(at, kind as f64);
+                    }
+                }
                 _ => {}
             }
         }
@@ -361,7 +370,7 @@ fn normalise_shares(coordinates: &[Coordinate], x: &mut [f64]) -> Vec<(usize, f6
     sums
 }
 
-/// The chain rule through `x_i = w_i / Σw`: ∂/∂w_j = (g_j − Σ g_i x_i) / Σw.
+/// The chain rule through x = w / Σw: the slope by one w is (its g − Σ g x) / Σw.
 fn through_shares(coordinates: &[Coordinate], x: &[f64], sums: &[(usize, f64)], gradient: &mut [f64]) {
     for &(first, sum) in sums {
         if let Coordinate::Share(_, parts) = coordinates[first] {

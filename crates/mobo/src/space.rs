@@ -112,6 +112,9 @@ impl From<Space> for SpaceDraft {
 
 impl Space {
     /// Checks domains and constraints.
+    ///
+    /// # Errors
+    /// If a variable or a constraint makes no sense.
     pub fn new(domains: Vec<Domain>, linear: Vec<Linear>) -> Result<Self, Error> {
         if domains.is_empty() {
             return Err(Error::Problem("a space needs at least one variable".into()));
@@ -209,7 +212,10 @@ impl Space {
         })
     }
 
-    /// Coordinates of a point, which must lie in the space.
+    /// Coordinates of a point.
+    ///
+    /// # Errors
+    /// If it does not lie in the space.
     pub fn encode(&self, point: &[Value]) -> Result<Vec<f64>, Error> {
         if point.len() != self.domains.len() {
             return Err(Error::Count { what: "values", got: point.len(), want: self.domains.len() });
@@ -284,7 +290,7 @@ impl Space {
     }
 
     /// A point of the space from a point of the unit cube; uniform maps to uniform.
-    pub(crate) fn from_cube(&self, cube: &[f64]) -> Vec<f64> {
+    pub(crate) fn at_cube(&self, cube: &[f64]) -> Vec<f64> {
         let mut x = cube.to_vec();
         for (x, coordinate) in x.iter_mut().zip(&self.coordinates) {
             match *coordinate {
@@ -319,9 +325,9 @@ impl Space {
             .map(|(row, excess)| {
                 let (factors, _) = &self.rows[row];
                 let scale = scale_of(factors);
-                factors
-                    .iter()
-                    .for_each(|(at, factor)| gradient[*at] += weight * 2.0 * excess * factor / scale);
+                for (at, factor) in factors {
+                    gradient[*at] += weight * 2.0 * excess * factor / scale;
+                }
                 excess * excess
             })
             .sum()
@@ -343,8 +349,12 @@ fn scale_of(factors: &[(usize, f64)]) -> f64 {
 
 /// Divides by the sum; equal shares if that is nothing.
 fn share_out(parts: &mut [f64]) {
-    parts.iter_mut().for_each(|part| *part = part.max(0.0));
+    for part in &mut *parts {
+        *part = part.max(0.0);
+    }
     let sum: f64 = parts.iter().sum();
     let equal = 1.0 / parts.len() as f64;
-    parts.iter_mut().for_each(|part| *part = if sum > 0.0 { *part / sum } else { equal });
+    for part in parts {
+        *part = if sum > 0.0 { *part / sum } else { equal };
+    }
 }

@@ -209,6 +209,9 @@ impl TryFrom<State> for Study {
 
 impl Study {
     /// A study of `problem`, with nothing tried.
+    ///
+    /// # Errors
+    /// If the problem makes no sense.
     pub fn new(problem: Problem) -> Result<Self, Error> {
         Self::try_from(State {
             problem,
@@ -240,6 +243,9 @@ impl Study {
     }
 
     /// The next `count` points to evaluate; they are pending until told.
+    ///
+    /// # Errors
+    /// If no point meets the space's linear constraints.
     pub fn ask(&mut self, count: usize) -> Result<Vec<Candidate>, Error> {
         let mut models = None;
         let mut asked = Vec::with_capacity(count);
@@ -308,6 +314,9 @@ impl Study {
     }
 
     /// Takes in what came of pending candidates (`None`: the evaluation failed): all of them, or none if one is refused.
+    ///
+    /// # Errors
+    /// If a candidate is not pending, or numbers are too few, not finite or outside the domain of their transform.
     pub fn tell(&mut self, told: Vec<(u64, Option<Outcome>)>) -> Result<(), Error> {
         let mut places = Vec::with_capacity(told.len());
         for (id, outcome) in &told {
@@ -327,6 +336,9 @@ impl Study {
     }
 
     /// Takes in a point that was evaluated elsewhere (`None`: it failed), such as in an earlier study.
+    ///
+    /// # Errors
+    /// If the point is not in the space, or the numbers are not as [`Self::tell`] takes them.
     pub fn tell_at(&mut self, point: Point, outcome: Option<Outcome>) -> Result<u64, Error> {
         let x = self.state.problem.space.encode(&point)?;
         outcome.as_ref().map_or(Ok(()), |outcome| check_outcome(&self.state.problem, outcome))?;
@@ -357,6 +369,9 @@ impl Study {
     }
 
     /// Points to be asked before any other, in order.
+    ///
+    /// # Errors
+    /// If a point is not in the space.
     pub fn enqueue(&mut self, points: Vec<Point>) -> Result<(), Error> {
         for point in &points {
             self.state.problem.space.encode(point)?;
@@ -368,6 +383,9 @@ impl Study {
     /// Begins from an `earlier` study of the same space whose outcomes may not hold any more: its front is asked first.
     ///
     /// Where they do hold, tell them with [`Self::tell_at`] instead.
+    ///
+    /// # Errors
+    /// If a point is not in the space.
     pub fn begin_from(&mut self, earlier: &Self) -> Result<(), Error> {
         let points = earlier.front().into_iter().map(|at| earlier.state.evaluations[at].point.clone());
         self.enqueue(points.collect())

@@ -40,14 +40,14 @@ impl Transform {
 
 /// Zero mean and unit variance.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Standard {
+pub(crate) struct Standard {
     mean: f64,
     deviation: f64,
 }
 
 impl Standard {
     /// Of these values; a constant keeps its scale.
-    pub fn of(values: &[f64]) -> Self {
+    pub(crate) fn of(values: &[f64]) -> Self {
         let n = values.len().max(1) as f64;
         // Scaled by the largest, so that squares of huge values stay finite.
         let largest = values.iter().fold(0.0_f64, |largest, value| largest.max(value.abs()));
@@ -61,12 +61,12 @@ impl Standard {
     }
 
     /// A value in standard units.
-    pub fn apply(self, value: f64) -> f64 {
+    pub(crate) fn apply(self, value: f64) -> f64 {
         (value - self.mean) / self.deviation
     }
 
     /// A variance in standard units.
-    pub fn variance(self, variance: f64) -> f64 {
+    pub(crate) fn variance(self, variance: f64) -> f64 {
         variance / self.deviation / self.deviation
     }
 }

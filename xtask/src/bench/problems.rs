@@ -263,7 +263,7 @@ pub(super) fn dtlz2(dimensions: usize, objectives: usize) -> Problem {
         constraints: 0,
         integers: &[],
         reference: &[1.1, 1.1, 1.1, 1.1][..objectives],
-        maximum: 1.1_f64.powi(objectives as i32) - ball,
+        maximum: vec![1.1; objectives].iter().product::<f64>() - ball,
         function: match objectives {
             2 => dtlz2_2,
             3 => dtlz2_3,
