@@ -31,9 +31,12 @@ const LEVELS: i64 = 8;
 
 impl Problem {
     pub(super) fn space(&self) -> Space {
-        let domain = |at| match self.integers.contains(&at) {
-            true => Domain::Integer { low: 0, high: LEVELS - 1 },
-            false => Domain::Real { low: 0.0, high: 1.0 },
+        let domain = |at| {
+            if self.integers.contains(&at) {
+                Domain::Integer { low: 0, high: LEVELS - 1 }
+            } else {
+                Domain::Real { low: 0.0, high: 1.0 }
+            }
         };
         let Ok(space) = Space::new((0..self.dimensions).map(domain).collect(), Vec::new()) else {
             unreachable!("the domains are valid")
@@ -229,7 +232,8 @@ fn disc_brake(u: &[f64]) -> (Vec<f64>, Vec<f64>) {
     let time = 9.82e6 * squares / (force * count * cubes);
     let slacks = vec![
         b - a - 20.0,
-        0.4 - force / (3.14 * squares),
+        // π as the source rounds it.
+        0.4 - force / (314.0 / 100.0 * squares),
         1.0 - 2.22e-3 * force * cubes / squares.powi(2),
         2.66e-2 * force * count * cubes / squares - 900.0,
     ];
