@@ -26,6 +26,7 @@ pub(super) fn run(small: bool) -> bool {
     let mut met = quality(&reference, small);
     met &= speed(&reference, small);
     if !small {
+        met &= runs(&reference);
         others();
         met &= long_study();
     }
@@ -193,6 +194,30 @@ fn speed(reference: &Value, small: bool) -> bool {
         kept &= met;
         let bar = bar.map_or(String::new(), |bar| format!("  bar {bar}×, {}", verdict(met)));
         println!("{name:<16} ours {ours:>8.4}   BoTorch {theirs:>6.2}   {ratio:>6.1}× less{bar}");
+    }
+    println!();
+    kept
+}
+
+/// Whole runs of 100 evaluations against egobox's recorded ones; `validation/optimiser` runs both in turns.
+fn runs(reference: &Value) -> bool {
+    println!("CPU seconds of a run of 100 evaluations, one thread");
+    let mut kept = true;
+    for problem in COMPARED.iter().chain(&OTHERS) {
+        let Some(theirs) = reference["egobox_cpu_seconds_100_evaluations"][problem.name].as_f64() else {
+            continue;
+        };
+        let before = cpu_seconds();
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build();
+        let pool = pool.unwrap_or_else(|error| panic!("a thread: {error}"));
+        pool.install(|| run_of(problem, 1, 100));
+        let ours = cpu_seconds() - before;
+        kept &= ours <= theirs;
+        println!(
+            "{:<24} ours {ours:>6.2}   egobox {theirs:>6.2}   {}",
+            problem.name,
+            verdict(ours <= theirs)
+        );
     }
     println!();
     kept
