@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::OnceLock;
 use std::time::Instant;
 
 use boute_mobo::{Problem, Study, sobol_points};
@@ -152,6 +153,15 @@ fn cpu_seconds() -> f64 {
     nanoseconds.sum::<f64>() / 1e9
 }
 
+/// A pool of one thread, always the same: the time of a thread that has ended is lost to [`cpu_seconds`].
+fn one_thread() -> &'static rayon::ThreadPool {
+    static POOL: OnceLock<rayon::ThreadPool> = OnceLock::new();
+    POOL.get_or_init(|| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build();
+        pool.unwrap_or_else(|error| panic!("a thread: {error}"))
+    })
+}
+
 /// Mean CPU seconds of an ask of `q` points and their tell when `n` points are known, after one such step to warm up.
 fn step_seconds(problem: &problems::Problem, n: usize, q: usize) -> f64 {
     const STEPS: usize = 4;
@@ -160,11 +170,9 @@ fn step_seconds(problem: &problems::Problem, n: usize, q: usize) -> f64 {
         let outcome = problem.evaluate(&point);
         let _ = study.tell_at(point, Some(outcome));
     }
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build();
-    let pool = pool.unwrap_or_else(|error| panic!("a thread: {error}"));
-    pool.install(|| step(&mut study, problem, q));
+    one_thread().install(|| step(&mut study, problem, q));
     let before = cpu_seconds();
-    pool.install(|| (0..STEPS).for_each(|_| step(&mut study, problem, q)));
+    one_thread().install(|| (0..STEPS).for_each(|_| step(&mut study, problem, q)));
     (cpu_seconds() - before) / STEPS as f64
 }
 
@@ -208,9 +216,7 @@ fn runs(reference: &Value) -> bool {
             continue;
         };
         let before = cpu_seconds();
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build();
-        let pool = pool.unwrap_or_else(|error| panic!("a thread: {error}"));
-        pool.install(|| run_of(problem, 1, 100));
+        one_thread().install(|| run_of(problem, 1, 100));
         let ours = cpu_seconds() - before;
         kept &= ours <= theirs;
         println!(
