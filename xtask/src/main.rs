@@ -16,7 +16,7 @@ fn main() -> ExitCode {
         ["bench", rest @ ..] => bench::run(rest),
         ["calibrate"] => done(calibrate::run(&root())),
         _ => {
-            eprintln!("usage: cargo xtask tidy | calibrate | bench [sim] [small]");
+            eprintln!("usage: cargo xtask tidy | calibrate | bench [perf | sim | mobo] [small]");
             ExitCode::from(2)
         }
     }

@@ -13,7 +13,7 @@ mod progress;
 mod replay;
 
 use commands::{
-    bench, catalog, check, demo, export, mock, perf, plan, profile, router, schema, serve, simulate,
+    bench, catalog, check, demo, export, mock, optimize, perf, plan, profile, router, schema, serve, simulate,
 };
 use failure::{Ending, Failure, exit_code};
 use printer::Printer;
@@ -51,6 +51,8 @@ enum Command {
     /// Train, evaluate and certify the query router.
     #[command(subcommand)]
     Router(router::Command),
+    /// Tune anything by measurement: the optimiser alone, as JSON lines on stdin and stdout.
+    Optimize(optimize::Args),
     /// Serve a plan: the OpenAI-compatible gateway.
     Serve(serve::Args),
     /// Run one emulated vLLM replica.
@@ -92,6 +94,7 @@ fn run(command: Command, printer: Printer) -> Result<Ending, Failure> {
         Command::Simulate(args) => simulate::run(&args, printer),
         Command::Perf(command) => perf::run(command, printer),
         Command::Router(command) => router::run(&command, printer),
+        Command::Optimize(args) => optimize::run(&args, printer),
         Command::Serve(args) => serve::run(&args, printer),
         Command::Mock(args) => mock::run(&args, printer),
         Command::Profile(args) => profile::run(&args, printer),

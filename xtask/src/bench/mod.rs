@@ -4,6 +4,7 @@
 //! where a round is short; bars are wide enough that noise does not fail them.
 
 use std::hint::black_box;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::OnceLock;
 use std::time::Instant;
@@ -11,7 +12,10 @@ use std::time::Instant;
 use boute_perf::{Calibration, ReplicaConfig, ReplicaModel, StepTime, default_engine};
 use boute_spec::catalog::Catalog;
 
+mod mobo;
 mod perf;
+mod picture;
+mod problems;
 mod sim;
 
 /// Rounds of each short measurement.
@@ -21,6 +25,11 @@ pub(crate) fn run(arguments: &[&str]) -> ExitCode {
     let small = arguments.contains(&"small");
     let mut report = Report { kept: true, rows: Vec::new() };
     match arguments {
+        ["mobo", "pictures", folder] => {
+            mobo::pictures(Path::new(folder));
+            return ExitCode::SUCCESS;
+        }
+        ["mobo"] | ["mobo", "small"] => report.kept &= mobo::run(small),
         ["sim", "memory"] => return sim::print_peak_memory(),
         ["sim", ..] => sim::run(small, &mut report),
         ["perf" | "small"] | [] | ["perf", "small"] => {
@@ -30,9 +39,12 @@ pub(crate) fn run(arguments: &[&str]) -> ExitCode {
                 return ExitCode::FAILURE;
             }
             sim::run(small, &mut report);
+            if !arguments.contains(&"perf") {
+                report.kept &= mobo::run(small);
+            }
         }
         _ => {
-            eprintln!("usage: cargo xtask bench [perf | sim] [small]");
+            eprintln!("usage: cargo xtask bench [perf | sim | mobo] [small], or mobo pictures FOLDER");
             return ExitCode::from(2);
         }
     }

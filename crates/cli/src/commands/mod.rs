@@ -6,6 +6,7 @@ pub(crate) mod check;
 pub(crate) mod demo;
 pub(crate) mod export;
 pub(crate) mod mock;
+pub(crate) mod optimize;
 pub(crate) mod perf;
 pub(crate) mod plan;
 pub(crate) mod profile;
