@@ -92,7 +92,7 @@ fn run(command: Command, printer: Printer) -> Result<Ending, Failure> {
         Command::Demo(args) => demo::run(&args, printer),
         Command::Plan(args) => plan::run(&args, printer),
         Command::Simulate(args) => simulate::run(&args, printer),
-        Command::Perf(command) => perf::run(command, printer),
+        Command::Perf(command) => perf::run(&command, printer),
         Command::Router(command) => router::run(&command, printer),
         Command::Optimize(args) => optimize::run(&args, printer),
         Command::Serve(args) => serve::run(&args, printer),

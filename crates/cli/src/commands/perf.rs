@@ -86,9 +86,9 @@ fn engine(text: &str) -> Result<Engine, String> {
     known.into_iter().find(|it| it.name() == text).ok_or_else(|| "use vllm, sglang or trtllm".into())
 }
 
-pub(crate) fn run(command: Command, printer: Printer) -> Result<Ending, Failure> {
+pub(crate) fn run(command: &Command, printer: Printer) -> Result<Ending, Failure> {
     match command {
-        Command::Estimate(args) => estimate(&args, printer),
+        Command::Estimate(args) => estimate(args, printer),
         Command::Explain(args) => explain(args, printer),
     }
 }
@@ -143,7 +143,7 @@ struct Explained<'a> {
     ttft: TtftParts,
 }
 
-fn explain(args: ExplainArgs, printer: Printer) -> Result<Ending, Failure> {
+fn explain(args: &ExplainArgs, printer: Printer) -> Result<Ending, Failure> {
     let catalog = Catalog::builtin();
     let mut model = catalog.model(&args.model).map_err(Failure::told)?.clone();
     if let Some(dtype) = args.dtype {
