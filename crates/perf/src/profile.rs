@@ -111,10 +111,12 @@ impl Speed {
                 out.push(Residual { value: ttft, weight: TTFT_WEIGHT, block: 0 });
                 out.push(Residual { value: tpot, weight: 1.0, block: 0 });
             }
-            for ((x, prior), far) in p.iter().zip(prior).zip(far) {
+            // Only TTFT tells what a request takes outside the steps.
+            let weights = [1.0, 1.0, 1.0, TTFT_WEIGHT].map(|weight| weight * PRIOR_WEIGHT);
+            for (((x, prior), far), weight) in p.iter().zip(prior).zip(far).zip(weights) {
                 // Near the model held to it, far from it free.
                 let value = ((x - prior) / far).asinh() * LOSS_SCALE;
-                out.push(Residual { value, weight: PRIOR_WEIGHT, block: 0 });
+                out.push(Residual { value, weight, block: 0 });
             }
         });
         Self::of(&found)

@@ -115,9 +115,7 @@ pub struct Skipped {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RowsError {
     /// A column is not there.
-    #[error(
-        "no column `{column}`\n  help: the columns are those of aiconfigurator's silicon sample: id, model_path, system, backend, isl, osl, concurrency, tp_size, …"
-    )]
+    #[error("no column `{column}`")]
     NoColumn {
         /// Its name.
         column: &'static str,

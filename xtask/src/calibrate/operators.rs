@@ -288,7 +288,7 @@ impl OperatorTables {
 
 /// Whatever is not serial blends at most.
 fn overlap(serial: f64, share: f64) -> Overlap {
-    Overlap { serial, blend: rounded((1.0 - serial) * share) }
+    Overlap { serial, blend: (1.0 - serial) * share }
 }
 
 /// Collectives over 2, 4 and 8 GPUs.

@@ -98,7 +98,7 @@ fn estimate(args: &EstimateArgs, printer: Printer) -> Result<Ending, Failure> {
     let (rows, skipped) = parse_rows(&input.text).map_err(|error| {
         Failure::input(
             format_args!("`{}`: {error}", input.name),
-            "see `boute perf estimate --help` for the columns",
+            "the columns are those of aiconfigurator's silicon sample, see `boute perf estimate --help`",
         )
     })?;
     let predicted: Vec<Predicted<'_>> = rows.iter().map(|row| row.predict(Calibration::builtin())).collect();

@@ -358,15 +358,15 @@ fn rows_that_cannot_be_read_are_refused() {
     };
     insta::assert_snapshot!(estimate(""), @r"
     error: `/rows.csv`: no column `id`
-      help: the columns are those of aiconfigurator's silicon sample: id, model_path, system, backend, isl, osl, concurrency, tp_size, …
+      help: the columns are those of aiconfigurator's silicon sample, see `boute perf estimate --help`
     ");
     insta::assert_snapshot!(estimate(&ROWS.replace("1024,256,16,1,100", "1024,-256,16,1,100")), @r"
     error: `/rows.csv`: line 2: `osl` is `-256`, not a count
-      help: see `boute perf estimate --help` for the columns
+      help: the columns are those of aiconfigurator's silicon sample, see `boute perf estimate --help`
     ");
     insta::assert_snapshot!(estimate(&ROWS.replace("1024,256,16,1,100", "NaN,256,16,1,100")), @r"
     error: `/rows.csv`: line 2: `isl` is `NaN`, not a count
-      help: see `boute perf estimate --help` for the columns
+      help: the columns are those of aiconfigurator's silicon sample, see `boute perf estimate --help`
     ");
     refused(2, &["perf", "estimate", "--rows", &folder.path("missing.csv")]);
 }
