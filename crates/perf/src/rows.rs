@@ -16,6 +16,9 @@ use crate::interval::Spread;
 use crate::memory::memory_fit;
 use crate::{Calibration, ClosedLoop, Engine, ReplicaConfig, ReplicaModel, ServingEstimate};
 
+/// No prompt or answer is longer.
+const MOST_TOKENS: u32 = 10_000_000;
+
 /// No replica is divided more often in any direction.
 const MOST_PARALLEL: f64 = 1024.0;
 
@@ -213,7 +216,9 @@ impl Cells<'_> {
 fn row(cells: &Cells<'_>) -> Result<Result<Row, String>, RowsError> {
     let layout = Layout::read(cells)?;
     let positive = |column, number: Option<u32>| {
-        number.filter(|number| *number > 0).ok_or_else(|| cells.wrong(column, "a count above 0"))
+        number
+            .filter(|number| (1..=MOST_TOKENS).contains(number))
+            .ok_or_else(|| cells.wrong(column, "a count from 1 to 10,000,000"))
     };
     let prompt_tokens = positive("isl", cells.count("isl")?)?;
     let answer_tokens = positive("osl", cells.count("osl")?)?;

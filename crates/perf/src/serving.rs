@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! D    = min(C, KV tokens / (prompt + answer/2))
-//! TPOT = step(D) + (D/g − 1)/answer · x
+//! TPOT = mean step(D, n prompts), n = (D/g − 1)/answer between its two nearest whole numbers
 //! TTFT = request + max₃(first, launch) + step(D)/2 + burst·(D/g − 1)/2·x + r/(2(1 − r))·x + (C − D)/D·answer·TPOT + slot
 //! ```
 //! | symbol | meaning | unit |
@@ -101,11 +101,29 @@ impl ReplicaModel {
             prefill_ends: groups,
             ..Batch::default()
         };
-        let together = Batch { decodes, decode_context: decoding.decode_context, ..alone };
+        let with_prompts = |prompts: u64| Batch {
+            decodes,
+            decode_context: decoding.decode_context,
+            prefill_tokens: alone.prefill_tokens * prompts,
+            prefill_chunks: alone.prefill_chunks * prompts,
+            prefill_pairs_twice: alone.prefill_pairs_twice * prompts,
+            prefill_ends: alone.prefill_ends * prompts,
+            ..Batch::default()
+        };
         let decode = self.parts(&decoding);
         let step_s = decode.total_s();
-        let prompt_s = (self.parts(&together).total_s() - step_s).max(1e-6);
-        let tpot_s = step_s + (per_group - 1.0) / answer * prompt_s;
+        let with_one_s = self.parts(&with_prompts(1)).total_s();
+        let prompt_s = (with_one_s - step_s).max(1e-6);
+        // Prompts in a step, on average: some steps have one more than the others.
+        let prompts = (per_group - 1.0) / answer;
+        let (fewer, more) = (prompts.floor(), prompts.fract());
+        let (fewer_s, more_s) = if fewer < 1.0 {
+            (step_s, with_one_s)
+        } else {
+            let of = |prompts: f64| self.parts(&with_prompts(prompts as u64)).total_s();
+            (of(fewer), of(fewer + 1.0))
+        };
+        let tpot_s = (1.0 - more) * fewer_s + more * more_s;
         let prompt = self.parts(&alone);
         let first_s = three_norm(prompt.total_s(), self.launch_s());
         let engine = self.engine();
