@@ -54,15 +54,22 @@ fn flops(config: &ReplicaConfig, batch: &Batch) -> (f64, f64) {
         let used = f64::from(moe.experts_per_token * moe.expert_ffn + moe.shared_ffn);
         (f64::from(moe.dense_layers), (layers - f64::from(moe.dense_layers)) * 3.0 * hidden * used)
     });
-    let weights =
-        layers * shape.attention_parameters() + dense * 3.0 * hidden * f64::from(shape.ffn) + experts;
+    let attention_layers = f64::from(shape.attention_layers());
+    let recurrent = shape.linear_attention.as_ref().map_or(0.0, |linear| {
+        let out = f64::from(linear.value_heads * linear.value_dim);
+        f64::from(linear.layers) * hidden * (linear.projected() + out)
+    });
+    let weights = attention_layers * shape.attention_parameters()
+        + recurrent
+        + dense * 3.0 * hidden * f64::from(shape.ffn)
+        + experts;
     let window = shape.sliding_window.as_ref().map_or(0.0, |window| f64::from(window.layers));
     let pairs = batch.prefill_pairs_twice as f64 / 2.0 + batch.decode_context as f64;
     let width = shape
         .mla
         .as_ref()
         .map_or(2 * shape.head_dim, |mla| mla.nope_head_dim + mla.rope_head_dim + mla.value_head_dim);
-    let attention = (layers - window) * 2.0 * f64::from(shape.heads * width) * pairs;
+    let attention = (attention_layers - window) * 2.0 * f64::from(shape.heads * width) * pairs;
     (2.0 * weights * tokens, attention)
 }
 
@@ -92,7 +99,7 @@ proptest! {
         prop_assume!(shape.moe.is_none() && shape.sliding_window.is_none());
         let embeddings = f64::from(shape.vocab) * f64::from(shape.hidden) * if shape.tied_embeddings { 1.0 } else { 2.0 };
         let weights = (shape.parameters() - embeddings) * config.model.precision.bytes_per_weight();
-        let cache = f64::from(2 * shape.kv_heads * shape.head_dim * 2 * shape.layers) * batch.decode_context as f64;
+        let cache = f64::from(2 * shape.kv_heads * shape.head_dim * 2 * shape.attention_layers()) * batch.decode_context as f64;
         let gpus = f64::from(config.tp * config.pp);
         let least = (weights + cache) / (gpus * config.gpu.bandwidth_bytes_per_s);
         let took = replica.step_time(&batch).seconds();
