@@ -5,13 +5,11 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use boute_perf::StepTime;
-use boute_router::balance::ReplicaSpeed;
 use boute_router::decide::Decider;
 use boute_sim::{EngineConfig, LinearStepTime, ReplicaSpec, Request, Simulation, simulate};
 use boute_spec::data_file::parse_trace;
 use boute_spec::outcome::{RequestOutcome, quantile};
 use boute_spec::slo::Metric;
-use boute_spec::units::SimTime;
 use boute_spec::workload::Trace;
 
 use crate::shared::Shared;
@@ -95,26 +93,8 @@ impl Case {
 
 /// Requests through one replica of ours.
 pub(crate) fn run<T: StepTime + Clone>(trace: &Trace, config: EngineConfig, step_time: T) -> Simulation {
-    let replica = ReplicaSpec {
-        model: 0,
-        config,
-        step_time,
-        // With one replica there is nothing to balance.
-        speed: ReplicaSpeed {
-            prompt_tokens_per_s: 1.0,
-            answer_tokens_per_s: 1.0,
-            seconds_per_answer_token: 1.0,
-        },
-        request_time: SimTime::ZERO,
-        expected_output_tokens: 1,
-    };
-    let requests = trace.requests().iter().map(|request| Request {
-        arrival: request.arrival,
-        scores: &[],
-        input_tokens: request.input_tokens,
-        output_tokens: std::slice::from_ref(&request.output_tokens),
-        hash_ids: &request.hash_ids,
-    });
+    let replica = ReplicaSpec::alone(config, step_time);
+    let requests = trace.requests().iter().map(Request::from);
     simulate(vec![replica], &Decider::Constant(0), requests)
 }
 

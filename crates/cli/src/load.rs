@@ -106,11 +106,9 @@ pub(crate) fn precision(name: &str) -> Result<Precision, String> {
 /// A model of the spec: from its own `config.json`, or from the catalogue.
 pub(crate) fn model(entry: &ModelEntry, open: Open<'_>) -> Result<Model, Failure> {
     let Some(config) = &entry.config else {
-        let mut model = Catalog::builtin().model(&entry.id).map_err(Failure::told)?.clone();
+        let mut model =
+            Catalog::builtin().model(&entry.id).map_err(Failure::told)?.clone().in_dtype(entry.dtype);
         model.id.clone_from(&entry.id);
-        if let Some(dtype) = entry.dtype {
-            (model.precision, model.expert_precision) = (dtype, None);
-        }
         model.weights = entry.weights.clone().unwrap_or(model.weights);
         return Ok(model);
     };
@@ -124,10 +122,7 @@ fn offers(spec: &Spec, cloud: Option<&str>, notes: &mut Vec<String>) -> Result<V
     spec.gpus
         .iter()
         .map(|entry| {
-            let mut gpu = catalog.gpu(&entry.gpu).map_err(Failure::told)?.clone();
-            if let Some(link) = entry.link {
-                (gpu.link_bytes_per_s, gpu.link_given) = (link.get(), true);
-            }
+            let gpu = catalog.gpu(&entry.gpu).map_err(Failure::told)?.clone().with_link(entry.link);
             let usd_per_gpu_hour = if let Some(price) = entry.price {
                 price.get()
             } else {

@@ -151,6 +151,14 @@ impl Kernel {
         out
     }
 
+    /// The slope in a group's distance to each point, times the point's weight.
+    #[inline]
+    fn pull(&self, group: usize, row: &Row, weights: &[f64]) -> Vec<f64> {
+        let mut pull = self.slope(group, row);
+        pull.iter_mut().zip(weights).for_each(|(pull, weight)| *pull *= weight);
+        pull
+    }
+
     /// gradient += Σᵢ weightᵢ ∂k(x, pointᵢ)/∂x, for the points of `row`. Categorical coordinates have none.
     pub fn add_gradient(
         &self,
@@ -161,8 +169,7 @@ impl Kernel {
         gradient: &mut [f64],
     ) {
         for (group, coordinates) in self.structure.groups.iter().enumerate() {
-            let mut pull = self.slope(group, row);
-            pull.iter_mut().zip(weights).for_each(|(pull, weight)| *pull *= weight);
+            let pull = self.pull(group, row, weights);
             let total: f64 = pull.iter().sum();
             for &coordinate in coordinates {
                 if !self.categorical[coordinate] {
@@ -186,8 +193,7 @@ impl Kernel {
         gradient: &mut [f64],
     ) {
         for (group, coordinates) in self.structure.groups.iter().enumerate() {
-            let mut pull = self.slope(group, row);
-            pull.iter_mut().zip(weights).for_each(|(pull, weight)| *pull *= weight);
+            let pull = self.pull(group, row, weights);
             for &coordinate in coordinates {
                 let others = &points.col_as_slice(coordinate)[at + 1..];
                 let own = points[(at, coordinate)];

@@ -6,6 +6,8 @@
 //! interval runs from the 10th to the 90th percentile of the weighted residuals, always around 1 (localised conformal
 //! prediction: Guan, "Localized conformal prediction", Biometrika 110, 2023, without its finite-sample correction).
 
+use std::collections::BTreeMap;
+
 use boute_spec::catalog::Source;
 use serde::{Deserialize, Serialize};
 
@@ -66,14 +68,17 @@ pub struct HeldOut<'a> {
 /// The interval for predictions of `kind`; `None` without residuals of its class.
 pub fn spread<'a>(kind: Kind<'_>, residuals: impl IntoIterator<Item = &'a HeldOut<'a>>) -> Option<Spread> {
     let near: Vec<&HeldOut<'_>> = residuals.into_iter().filter(|it| it.kind.class == kind.class).collect();
-    let rows_of = |series: &str| near.iter().filter(|it| it.series == series).count() as f64;
+    let mut rows_of: BTreeMap<&str, f64> = BTreeMap::new();
+    for it in &near {
+        *rows_of.entry(it.series).or_default() += 1.0;
+    }
     let weights: Vec<f64> = near
         .iter()
         .map(|it| {
             let alike =
                 [it.kind.engine == kind.engine, it.kind.gpu == kind.gpu, it.kind.source == kind.source];
             let factor: f64 = alike.into_iter().map(|same| if same { ALIKE } else { 1.0 }).product();
-            factor / rows_of(it.series)
+            factor / rows_of[it.series]
         })
         .collect();
     let of = |residual: fn(&HeldOut<'_>) -> f64| {

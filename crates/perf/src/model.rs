@@ -144,20 +144,28 @@ impl ReplicaModel {
     /// # Errors
     /// If the replica does not fit.
     pub fn new(config: &ReplicaConfig, calibration: &Calibration) -> Result<Self, FitError> {
-        memory_fit(config)?;
-        Ok(Self::whether_or_not_it_fits(config, calibration))
+        Ok(Self::with_memory(config, calibration, memory_fit(config)?))
     }
 
     /// The model of a replica that is known to run, whatever our estimate of its memory says.
     pub(crate) fn whether_or_not_it_fits(config: &ReplicaConfig, calibration: &Calibration) -> Self {
-        if let Some(speed) = config.speed {
-            let config = ReplicaConfig { gpu: speed.of_gpu(&config.gpu), speed: None, ..config.clone() };
-            return Self::of(&config, calibration, speed.of_engine(calibration.engine.of(config.backend)));
-        }
-        Self::of(config, calibration, calibration.engine.of(config.backend))
+        Self::with_memory(config, calibration, divide(config))
     }
 
-    fn of(config: &ReplicaConfig, calibration: &Calibration, engine: EngineOverhead) -> Self {
+    /// A measured speed corrects peaks and overheads, never the memory.
+    fn with_memory(config: &ReplicaConfig, calibration: &Calibration, memory: MemoryFit) -> Self {
+        let engine = calibration.engine.of(config.backend);
+        let Some(speed) = config.speed else { return Self::of(config, calibration, engine, memory) };
+        let config = ReplicaConfig { gpu: speed.of_gpu(&config.gpu), speed: None, ..config.clone() };
+        Self::of(&config, calibration, speed.of_engine(engine), memory)
+    }
+
+    fn of(
+        config: &ReplicaConfig,
+        calibration: &Calibration,
+        engine: EngineOverhead,
+        memory: MemoryFit,
+    ) -> Self {
         let ReplicaConfig { model, gpu, tp, pp, dp, .. } = config;
         let shape = &model.shape;
         let kernels = calibration.kernels(model, gpu);
@@ -221,7 +229,7 @@ impl ReplicaModel {
                 * (f64::from(shape.dense_layers()) * stack.layer_launch_ms
                     + moe_layers * engine.expert_layer_launch_ms),
             engine,
-            memory: divide(config),
+            memory,
             source: kernels.source,
         }
     }

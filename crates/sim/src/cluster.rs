@@ -8,6 +8,7 @@ use boute_router::balance::{ReplicaLoad, ReplicaSpeed, RequestSize, least_expect
 use boute_router::decide::Decider;
 use boute_spec::outcome::RequestOutcome;
 use boute_spec::units::SimTime;
+use boute_spec::workload::TraceRequest;
 
 use crate::engine::{Engine, EngineConfig, EngineEvent, EngineRequest};
 
@@ -28,6 +29,18 @@ pub struct ReplicaSpec<T> {
     pub expected_output_tokens: u32,
 }
 
+impl<T> ReplicaSpec<T> {
+    /// The only replica, of the only model: there is nothing to balance, and nothing but its engine takes time.
+    pub const fn alone(config: EngineConfig, step_time: T) -> Self {
+        let speed = ReplicaSpeed {
+            prompt_tokens_per_s: 1.0,
+            answer_tokens_per_s: 1.0,
+            seconds_per_answer_token: 1.0,
+        };
+        Self { model: 0, config, step_time, speed, request_time: SimTime::ZERO, expected_output_tokens: 1 }
+    }
+}
+
 /// A request to the fleet.
 #[derive(Debug, Clone, Copy)]
 pub struct Request<'a> {
@@ -41,6 +54,19 @@ pub struct Request<'a> {
     pub output_tokens: &'a [u32],
     /// Prefix ids, see [`EngineRequest::hash_ids`].
     pub hash_ids: &'a [u64],
+}
+
+/// With the trace's lengths, for whichever model there is.
+impl<'a> From<&'a TraceRequest> for Request<'a> {
+    fn from(request: &'a TraceRequest) -> Self {
+        Self {
+            arrival: request.arrival,
+            scores: &[],
+            input_tokens: request.input_tokens,
+            output_tokens: std::slice::from_ref(&request.output_tokens),
+            hash_ids: &request.hash_ids,
+        }
+    }
 }
 
 /// What happened to the requests.

@@ -76,6 +76,13 @@ fn ours(prediction: &Prediction<'_>) -> Ratios {
     Ratios { ttft: prediction.estimate.ttft_s / ttft_s, tpot: prediction.estimate.tpot_s / tpot_s }
 }
 
+/// The same for aiconfigurator; `None` where it predicts nothing.
+fn aiconfigurators(prediction: &Prediction<'_>, theirs: &BTreeMap<&str, &Theirs>) -> Option<Ratios> {
+    let their = theirs.get(prediction.row.id.as_str())?;
+    let (ttft_s, tpot_s) = prediction.measured;
+    Some(Ratios { ttft: their.pred_ttft_ms * 1e-3 / ttft_s, tpot: their.pred_tpot_ms * 1e-3 / tpot_s })
+}
+
 /// Rows whose labels contradict each other: one setting with 8 and 42 ms per token, replicas summed into one concurrency.
 fn mislabelled(row: &Row) -> bool {
     row.series.starts_with("qwen3-32b gb200")
@@ -100,18 +107,8 @@ fn accuracy(predictions: &[Prediction<'_>], theirs: &BTreeMap<&str, &Theirs>, re
     for (name, class) in classes {
         let of_class: Vec<&Prediction<'_>> = predictions.iter().filter(|it| class(it.row)).collect();
         let all: Vec<Ratios> = of_class.iter().map(|it| ours(it)).collect();
-        let (both, their): (Vec<Ratios>, Vec<Ratios>) = of_class
-            .iter()
-            .filter_map(|it| {
-                let their = theirs.get(it.row.id.as_str())?;
-                let (ttft_s, tpot_s) = it.measured;
-                let their = Ratios {
-                    ttft: their.pred_ttft_ms * 1e-3 / ttft_s,
-                    tpot: their.pred_tpot_ms * 1e-3 / tpot_s,
-                };
-                Some((ours(it), their))
-            })
-            .unzip();
+        let (both, their): (Vec<Ratios>, Vec<Ratios>) =
+            of_class.iter().filter_map(|it| Some((ours(it), aiconfigurators(it, theirs)?))).unzip();
         let (tpot, ttft) = (Error::of(&all, |it| it.tpot), Error::of(&all, |it| it.ttft));
         println!(
             "{name:<28} {:>5} {tpot:>15} {ttft:>15}   on {:>4} {:>15} | {:>13} {:>15} | {:>13}",
@@ -292,17 +289,7 @@ fn per_series(predictions: &[Prediction<'_>], theirs: &BTreeMap<&str, &Theirs>) 
     );
     for (name, of_series) in in_series(predictions) {
         let all: Vec<Ratios> = of_series.iter().map(|it| ours(it)).collect();
-        let their: Vec<Ratios> = of_series
-            .iter()
-            .filter_map(|it| {
-                let their = theirs.get(it.row.id.as_str())?;
-                let (ttft_s, tpot_s) = it.measured;
-                Some(Ratios {
-                    ttft: their.pred_ttft_ms * 1e-3 / ttft_s,
-                    tpot: their.pred_tpot_ms * 1e-3 / tpot_s,
-                })
-            })
-            .collect();
+        let their: Vec<Ratios> = of_series.iter().filter_map(|it| aiconfigurators(it, theirs)).collect();
         println!(
             "{name:<42} {:>5} {:>15} {:>15} {:>6.3}   {:>17} {:>15} {:>15}",
             all.len(),

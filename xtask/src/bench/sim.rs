@@ -93,13 +93,7 @@ fn vidur(report: &mut Report) {
         kv_blocks: 25_000,
         prefix_caching: false,
     };
-    let requests = trace.requests().iter().map(|request| Request {
-        arrival: request.arrival,
-        scores: &[],
-        input_tokens: request.input_tokens,
-        output_tokens: std::slice::from_ref(&request.output_tokens),
-        hash_ids: &[],
-    });
+    let requests = trace.requests().iter().map(Request::from);
     let mut ours = Vec::new();
     simulate_each(
         vec![spec(&reference_step_time(), config)],

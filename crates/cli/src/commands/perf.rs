@@ -145,14 +145,9 @@ struct Explained<'a> {
 
 fn explain(args: &ExplainArgs, printer: Printer) -> Result<Ending, Failure> {
     let catalog = Catalog::builtin();
-    let mut model = catalog.model(&args.model).map_err(Failure::told)?.clone();
-    if let Some(dtype) = args.dtype {
-        (model.precision, model.expert_precision) = (dtype, None);
-    }
-    let mut gpu = catalog.gpu(&args.gpu).map_err(Failure::told)?.clone();
-    if let Some(link) = args.link.filter(|link| link.get() > 0.0) {
-        (gpu.link_bytes_per_s, gpu.link_given) = (link.get(), true);
-    }
+    let model = catalog.model(&args.model).map_err(Failure::told)?.clone().in_dtype(args.dtype);
+    let link = args.link.filter(|link| link.get() > 0.0);
+    let gpu = catalog.gpu(&args.gpu).map_err(Failure::told)?.clone().with_link(link);
     let flags = default_engine(&gpu, &model.shape, args.prompt_tokens.saturating_add(args.answer_tokens));
     let config =
         ReplicaConfig { backend: args.engine, ..ReplicaConfig::new(model, gpu, args.tp, args.pp, flags) };

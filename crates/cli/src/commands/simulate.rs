@@ -6,7 +6,6 @@ use std::str::FromStr;
 
 use boute_perf::memory::BLOCK_TOKENS;
 use boute_render::terminal::outcome_summary;
-use boute_router::balance::ReplicaSpeed;
 use boute_router::decide::Decider;
 use boute_sim::{
     EngineConfig, InvalidStepTime, LinearStepTime, ReplicaSpec, Request, StepLimits, Totals, simulate_each,
@@ -15,7 +14,7 @@ use boute_spec::data_file::{parse_requests, parse_trace};
 use boute_spec::outcome::{Outcome, OutcomeSource, RequestOutcome};
 use boute_spec::plan::Plan;
 use boute_spec::slo::Metric;
-use boute_spec::units::{RequestsPerSecond, SimTime};
+use boute_spec::units::RequestsPerSecond;
 use boute_spec::workload::Trace;
 
 use crate::commands::bench::texts;
@@ -184,26 +183,8 @@ fn replay(
     config: EngineConfig,
     step_time: LinearStepTime,
 ) -> Result<(Vec<Option<RequestOutcome>>, u64), Failure> {
-    let replica = ReplicaSpec {
-        model: 0,
-        config,
-        step_time,
-        // With one replica there is nothing to balance.
-        speed: ReplicaSpeed {
-            prompt_tokens_per_s: 1.0,
-            answer_tokens_per_s: 1.0,
-            seconds_per_answer_token: 1.0,
-        },
-        request_time: SimTime::ZERO,
-        expected_output_tokens: 1,
-    };
-    let requests = trace.requests().iter().map(|request| Request {
-        arrival: request.arrival,
-        scores: &[],
-        input_tokens: request.input_tokens,
-        output_tokens: std::slice::from_ref(&request.output_tokens),
-        hash_ids: &[],
-    });
+    let replica = ReplicaSpec::alone(config, step_time);
+    let requests = trace.requests().iter().map(Request::from);
     let mut outcomes = vec![None; requests.len()];
     let Totals { failed, .. } =
         simulate_each(vec![replica], &Decider::Constant(0), requests, |index, outcome| {

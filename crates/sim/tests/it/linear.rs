@@ -1,7 +1,6 @@
 //! The linear step time: exactness of its closed form, what it refuses, and Vidur's run replayed with it.
 
 use boute_perf::{Batch, StepTime};
-use boute_router::balance::ReplicaSpeed;
 use boute_router::decide::Decider;
 use boute_sim::{EngineConfig, InvalidStepTime, LinearStepTime, ReplicaSpec, Request, StepLimits, simulate};
 use boute_spec::data_file::parse_requests;
@@ -86,30 +85,14 @@ proptest! {
 fn vidur_is_met_within_five_percent() {
     let text = include_str!("../data/vidur_8b_requests.csv");
     let trace = parse_requests("requests", text).unwrap();
-    let replica = ReplicaSpec {
-        model: 0,
-        config: EngineConfig {
-            max_num_seqs: 128,
-            max_num_batched_tokens: 512,
-            kv_blocks: 25_000,
-            prefix_caching: false,
-        },
-        step_time: LinearStepTime::parse(VIDUR).unwrap(),
-        speed: ReplicaSpeed {
-            prompt_tokens_per_s: 1.0,
-            answer_tokens_per_s: 1.0,
-            seconds_per_answer_token: 1.0,
-        },
-        request_time: SimTime::ZERO,
-        expected_output_tokens: 1,
+    let config = EngineConfig {
+        max_num_seqs: 128,
+        max_num_batched_tokens: 512,
+        kv_blocks: 25_000,
+        prefix_caching: false,
     };
-    let requests = trace.requests().iter().map(|request| Request {
-        arrival: request.arrival,
-        scores: &[],
-        input_tokens: request.input_tokens,
-        output_tokens: std::slice::from_ref(&request.output_tokens),
-        hash_ids: &[],
-    });
+    let replica = ReplicaSpec::alone(config, LinearStepTime::parse(VIDUR).unwrap());
+    let requests = trace.requests().iter().map(Request::from);
     let outcomes = simulate(vec![replica], &Decider::Constant(0), requests).outcomes;
     let ours: Vec<[f64; 3]> = outcomes
         .iter()

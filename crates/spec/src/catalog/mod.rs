@@ -10,7 +10,7 @@ pub(crate) use builtin::nearest;
 
 use serde::{Deserialize, Serialize};
 
-use crate::units::{Bytes, UsdPerHour};
+use crate::units::{Bytes, BytesPerSecond, UsdPerHour};
 
 /// Where a number comes from, from best to worst.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -66,6 +66,17 @@ pub struct Gpu {
     pub calibration: String,
     /// Where the numbers come from: data set or data sheet, and whether it was checked.
     pub source: String,
+}
+
+impl Gpu {
+    /// The same with this host's own link between the GPUs of a node, if one is given.
+    #[must_use]
+    pub fn with_link(mut self, link: Option<BytesPerSecond>) -> Self {
+        if let Some(link) = link {
+            (self.link_bytes_per_s, self.link_given) = (link.get(), true);
+        }
+        self
+    }
 }
 
 /// How weights are stored. A quantised variant is a model of its own, with its own quality.
@@ -283,6 +294,15 @@ pub struct Model {
 }
 
 impl Model {
+    /// The same in `dtype`, experts too, if one is given.
+    #[must_use]
+    pub fn in_dtype(mut self, dtype: Option<Precision>) -> Self {
+        if let Some(dtype) = dtype {
+            (self.precision, self.expert_precision) = (dtype, None);
+        }
+        self
+    }
+
     /// Precision of the routed experts.
     pub fn experts(&self) -> Precision {
         self.expert_precision.unwrap_or(self.precision)
