@@ -1,7 +1,8 @@
 //! Benchmarks that anyone can run: `cargo xtask bench [NAME] [small]`; `small` is for continuous integration.
 //!
 //! Speeds are per second of CPU time of one thread (the machine may be busy with other things), medians of several rounds
-//! where a round is short; bars are wide enough that noise does not fail them.
+//! where a round is short. Bars on speeds hold on a machine of its own; `small` asks for half, since a shared core that
+//! another thread also uses gives about that.
 
 use std::hint::black_box;
 use std::path::Path;
@@ -23,7 +24,7 @@ const ROUNDS: usize = 5;
 
 pub(crate) fn run(arguments: &[&str]) -> ExitCode {
     let small = arguments.contains(&"small");
-    let mut report = Report { kept: true, rows: Vec::new() };
+    let mut report = Report { kept: true, shared_machine: small, rows: Vec::new() };
     match arguments {
         ["mobo", "pictures", folder] => {
             mobo::pictures(Path::new(folder));
@@ -33,7 +34,7 @@ pub(crate) fn run(arguments: &[&str]) -> ExitCode {
         ["sim", "memory"] => return sim::print_peak_memory(),
         ["sim", ..] => sim::run(small, &mut report),
         ["perf" | "small"] | [] | ["perf", "small"] => {
-            report.at_least("step times per second", steps_per_second(), 500_000.0);
+            report.speed("step times per second", steps_per_second(), 500_000.0);
             if let Err(message) = perf::run(&crate::root(), small, &mut report) {
                 eprintln!("{message}");
                 return ExitCode::FAILURE;
@@ -58,12 +59,18 @@ pub(crate) fn run(arguments: &[&str]) -> ExitCode {
 /// Measures beside their bars, printed at the end.
 pub(crate) struct Report {
     kept: bool,
+    shared_machine: bool,
     rows: Vec<String>,
 }
 
 impl Report {
     pub(crate) fn at_least(&mut self, name: &str, value: f64, bar: f64) {
         self.row(name, value, &format!("≥ {bar}"), value >= bar);
+    }
+
+    /// A bar on something per second of CPU time.
+    pub(crate) fn speed(&mut self, name: &str, value: f64, bar: f64) {
+        self.at_least(name, value, if self.shared_machine { bar / 2.0 } else { bar });
     }
 
     pub(crate) fn at_most(&mut self, name: &str, value: f64, bar: f64) {

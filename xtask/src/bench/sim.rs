@@ -54,14 +54,14 @@ pub(crate) fn run(small: bool, report: &mut Report) {
     let count = if small { 20_000 } else { 200_000 };
     for load in LOADS {
         let (rate, totals) = requests_per_second(&reference_step_time(), &load, count);
-        report.at_least(&format!("simulated requests per core-second: {}", load.name), rate, load.bar);
+        report.speed(&format!("simulated requests per core-second: {}", load.name), rate, load.bar);
         if load.kv_tokens < BASE.kv_tokens {
             report.at_least("  sequences preempted", totals.preemptions as f64, 1.0);
         }
     }
     let load = Load { rate: 12.0, ..BASE };
     let (rate, _) = requests_per_second(&replica(), &load, count);
-    report.at_least("the same with the roofline of Llama-3.1-8B on an H100, 12 req/s", rate, 200_000.0);
+    report.speed("the same with the roofline of Llama-3.1-8B on an H100, 12 req/s", rate, 200_000.0);
     let counts: [u64; 2] = if small { [1_000, 20_000] } else { [1_000, 1_000_000] };
     let [short, long] = counts.map(|count| requests_per_second(&reference_step_time(), &BASE, count).0);
     let name = format!("cost per request, {} against {} requests", counts[1], counts[0]);
