@@ -12,6 +12,8 @@
 //! nodes, so that the answer does not depend on the clock. Only columns that another column of the same model and GPU
 //! type beats in cost, rate and every tail are left out, so that no optimum is lost.
 
+use std::collections::BTreeMap;
+
 use microlp::{ComparisonOp, OptimizationDirection, SolveOptions, Variable};
 
 use crate::candidates::Candidate;
@@ -144,70 +146,29 @@ pub fn solve(
     goal: Goal,
     effort: Effort,
 ) -> Option<Fleet> {
-    let direction = match goal {
-        Goal::Cost => OptimizationDirection::Minimize,
-        Goal::Rate => OptimizationDirection::Maximize,
-    };
-    let mut programme = microlp::Problem::new(direction);
-    let rate = match goal {
-        Goal::Cost => programme.add_var(0.0, (limits.rate, limits.rate)),
-        Goal::Rate => programme.add_var(1.0, (0.0, f64::INFINITY)),
-    };
-    let counts: Vec<Variable> = columns
-        .iter()
-        .map(|column| {
-            let cost = if goal == Goal::Cost { column.usd_per_hour } else { 0.0 };
-            let most = most_replicas(column, fractions, limits, goal);
-            if effort == Effort::Relaxed {
-                programme.add_var(cost, (0.0, most))
-            } else {
-                programme.add_integer_var(cost, (0, most as i32))
-            }
-        })
-        .collect();
-    let mut row = |terms: &dyn Fn(&Column) -> f64, of_rate: f64, op: ComparisonOp, bound: f64| {
-        let mut expression: Vec<(Variable, f64)> = columns
-            .iter()
-            .zip(&counts)
-            .map(|(column, count)| (*count, terms(column)))
-            .filter(|(_, factor)| *factor != 0.0)
-            .collect();
-        if of_rate != 0.0 {
-            expression.push((rate, of_rate));
-        }
-        programme.add_constraint(expression, op, bound);
-    };
-    for (model, fraction) in fractions.iter().enumerate().filter(|(_, fraction)| **fraction > 0.0) {
-        let carried = |column: &Column| if column.model == model { column.rate } else { 0.0 };
-        row(&carried, -fraction, ComparisonOp::Ge, 0.0);
-    }
-    for (index, target) in problem.slo.iter().enumerate() {
-        let part = target.model.as_ref().map_or(1.0, |id| {
-            problem.models.iter().position(|model| model.id == *id).map_or(0.0, |model| fractions[model])
-        });
-        if part > 0.0 {
-            let allowed = (1.0 - target.percentile.share()) * part;
-            row(&|column| column.rate * column.over[index], -allowed, ComparisonOp::Le, 0.0);
-        }
-    }
+    let mut programme = Programme::new(goal, limits.rate, columns, |column| {
+        let cost = if goal == Goal::Cost { column.usd_per_hour } else { 0.0 };
+        (cost, most_replicas(column, fractions, limits, goal), effort != Effort::Relaxed)
+    });
+    programme.carry_and_keep(problem, fractions);
     for (offer, stock) in limits.stock.iter().enumerate() {
         if let Some(stock) = stock {
             let used = |column: &Column| if column.offer == offer { column.gpus } else { 0.0 };
-            row(&used, 0.0, ComparisonOp::Le, f64::from(*stock));
+            programme.row(used, 0.0, ComparisonOp::Le, f64::from(*stock));
         }
     }
     if let Some(budget) = limits.budget {
-        row(&|column| column.usd_per_hour, 0.0, ComparisonOp::Le, budget);
+        programme.row(|column| column.usd_per_hour, 0.0, ComparisonOp::Le, budget);
     }
     let mut options = SolveOptions::default();
     let depth = usize::from(effort == Effort::Sketch);
     (options.node_limit, options.mip_gap) = (Some(NODES[depth]), GAPS[depth]);
-    let solution = programme.solve_with(options).ok()?.into_solution().ok()?;
+    let solution = programme.inner.solve_with(options).ok()?.into_solution().ok()?;
     let objective = solution.objective();
     let bound = solution.stats().best_bound.unwrap_or(objective);
     let replicas = columns
         .iter()
-        .zip(&counts)
+        .zip(&programme.counts)
         .map(|(column, count)| (column.clone(), solution.var_value(*count).round() as u32))
         .filter(|(_, count)| *count > 0)
         .collect();
@@ -218,6 +179,104 @@ pub fn solve(
         fleet.bound = bound.min(fleet.value);
     }
     Some(fleet)
+}
+
+/// The highest rate that a given fleet, `counts` replicas per candidate, carries under load `fractions`, with the best
+/// division of each model's load over its replicas: the programme above with the counts as bounds and real levels.
+/// `None` if some model with a share has no replica that keeps its promises at any load.
+pub fn assess(
+    problem: &Problem,
+    columns: &[Column],
+    fractions: &[f64],
+    counts: &BTreeMap<usize, u32>,
+) -> Option<Fleet> {
+    let columns: Vec<Column> =
+        columns.iter().filter(|column| counts.contains_key(&column.candidate)).cloned().collect();
+    let most = |column: &Column| f64::from(counts[&column.candidate]);
+    let mut programme = Programme::new(Goal::Rate, 0.0, &columns, |column| (0.0, most(column), false));
+    programme.carry_and_keep(problem, fractions);
+    for (&candidate, &count) in counts {
+        let of_candidate = |column: &Column| f64::from(u8::from(column.candidate == candidate));
+        programme.row(of_candidate, 0.0, ComparisonOp::Le, f64::from(count));
+    }
+    let solution = programme.inner.solve().ok()?.into_solution().ok()?;
+    let value = solution.objective();
+    let used = |candidate: usize| {
+        let of =
+            columns.iter().zip(&programme.counts).filter(move |(column, _)| column.candidate == candidate);
+        of.map(|(column, count)| (column, solution.var_value(*count))).filter(|(_, count)| *count > 1e-9)
+    };
+    let replicas = counts
+        .iter()
+        .filter_map(|(&candidate, &count)| Some((blend(used(candidate), count)?, count)))
+        .collect();
+    (value > 0.0).then_some(Fleet { replicas, value, bound: value })
+}
+
+/// `count` equal replicas that together do what the parts do.
+fn blend<'a>(parts: impl Iterator<Item = (&'a Column, f64)>, count: u32) -> Option<Column> {
+    let parts: Vec<(&Column, f64)> = parts.collect();
+    let rate: f64 = parts.iter().map(|(column, n)| column.rate * n).sum();
+    let mut column = parts.first()?.0.clone();
+    for (index, over) in column.over.iter_mut().enumerate() {
+        *over = parts.iter().map(|(column, n)| column.rate * n * column.over[index]).sum::<f64>() / rate;
+    }
+    column.rate = rate / f64::from(count);
+    Some(column)
+}
+
+/// An integer programme over columns, row by row.
+struct Programme<'a> {
+    inner: microlp::Problem,
+    columns: &'a [Column],
+    counts: Vec<Variable>,
+    rate: Variable,
+}
+
+impl<'a> Programme<'a> {
+    /// `variable` gives a column's cost, the most of it, and whether its count must be whole.
+    fn new(
+        goal: Goal,
+        rate: f64,
+        columns: &'a [Column],
+        variable: impl Fn(&Column) -> (f64, f64, bool),
+    ) -> Self {
+        let (direction, worth, range) = match goal {
+            Goal::Cost => (OptimizationDirection::Minimize, 0.0, (rate, rate)),
+            Goal::Rate => (OptimizationDirection::Maximize, 1.0, (0.0, f64::INFINITY)),
+        };
+        let mut inner = microlp::Problem::new(direction);
+        let rate = inner.add_var(worth, range);
+        let mut add = |column| match variable(column) {
+            (cost, most, true) => inner.add_integer_var(cost, (0, most as i32)),
+            (cost, most, false) => inner.add_var(cost, (0.0, most)),
+        };
+        let counts = columns.iter().map(&mut add).collect();
+        Self { inner, columns, counts, rate }
+    }
+
+    fn row(&mut self, terms: impl Fn(&Column) -> f64, of_rate: f64, op: ComparisonOp, bound: f64) {
+        let factors = self.columns.iter().zip(&self.counts).map(|(column, count)| (*count, terms(column)));
+        let all = factors.chain([(self.rate, of_rate)]).filter(|(_, factor)| *factor != 0.0);
+        self.inner.add_constraint(all.collect::<Vec<_>>(), op, bound);
+    }
+
+    /// Every model carries its share, and every promise is kept.
+    fn carry_and_keep(&mut self, problem: &Problem, fractions: &[f64]) {
+        for (model, fraction) in fractions.iter().enumerate().filter(|(_, fraction)| **fraction > 0.0) {
+            let carried = |column: &Column| if column.model == model { column.rate } else { 0.0 };
+            self.row(carried, -fraction, ComparisonOp::Ge, 0.0);
+        }
+        for (index, target) in problem.slo.iter().enumerate() {
+            let part = target.model.as_ref().map_or(1.0, |id| {
+                problem.models.iter().position(|model| model.id == *id).map_or(0.0, |model| fractions[model])
+            });
+            if part > 0.0 {
+                let allowed = (1.0 - target.percentile.share()) * part;
+                self.row(|column| column.rate * column.over[index], -allowed, ComparisonOp::Le, 0.0);
+            }
+        }
+    }
 }
 
 /// More replicas of a column than this cannot help.

@@ -1,9 +1,11 @@
 //! From routes and table to a fleet: the outer sweep, and the strategies people use today, over the same candidates.
 
+use std::collections::BTreeMap;
+
 use rayon::prelude::*;
 
 use crate::candidates::Candidate;
-use crate::deployment::{Effort, Fleet, Goal, Limits, columns, solve};
+use crate::deployment::{Effort, Fleet, Goal, Limits, assess, columns, solve};
 use crate::problem::{Problem, Progress, Step};
 use crate::routing::Route;
 use crate::table::Table;
@@ -92,6 +94,14 @@ impl Search<'_> {
         let fractions = &route.stats.fractions;
         let columns = columns(self.candidates, self.table.levels(fractions), limits, fractions);
         solve(self.problem, &columns, fractions, limits, goal, effort)
+    }
+
+    /// The highest rate that `counts` replicas per candidate carry under a route; see [`assess`].
+    pub fn assess(&self, route: &Route, counts: &BTreeMap<usize, u32>) -> Option<Fleet> {
+        let fractions = &route.stats.fractions;
+        let limits = self.limits(self.problem.rate);
+        let columns = columns(self.candidates, self.table.levels(fractions), &limits, fractions);
+        assess(self.problem, &columns, fractions, counts)
     }
 
     /// The best of the admissible `routes` for `goal`, and a bound that no plan over this table beats. Routes are visited in
