@@ -19,7 +19,7 @@ use crate::candidates::Candidate;
 use crate::deployment::Fleet;
 use crate::problem::Problem;
 use crate::routing::Route;
-use crate::search::Strategy;
+use crate::strategies::Strategy;
 use crate::table::{Table, source_of, spread_of};
 
 /// The fleet as groups: levels of one candidate are merged, its replicas share the model's load in proportion to what the

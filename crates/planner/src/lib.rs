@@ -15,10 +15,11 @@ mod plan;
 pub mod problem;
 pub mod routing;
 pub mod search;
+pub mod strategies;
 pub mod table;
 pub mod verify;
 
 pub use infeasible::{Infeasible, Relaxation};
 pub use plan::{PlanError, StrategyResult, compare, plan};
 pub use problem::{GpuOffer, Problem, Progress, QualityInputs, Step};
-pub use search::Strategy;
+pub use strategies::Strategy;

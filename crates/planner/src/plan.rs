@@ -10,7 +10,8 @@ use crate::deployment::{Effort, Fleet, Goal, Limits};
 use crate::infeasible::{Infeasible, no_baseline, no_fleet, no_route, nothing_fits};
 use crate::problem::{Problem, Progress, Step};
 use crate::routing::{Route, admit, routes};
-use crate::search::{Choice, Search, Strategy};
+use crate::search::{Choice, Search};
+use crate::strategies::Strategy;
 use crate::table::Table;
 use crate::verify::{FleetRun, broken, simulate_fleet};
 
@@ -158,6 +159,21 @@ fn choose(
         Strategy::RoutingProportional => {
             search.proportional(routes, limits, goal).map(|choice| (choice, None))
         }
+        Strategy::HeterogeneousSingle => {
+            search.heterogeneous_single(routes, limits, goal, progress).map(|choice| (choice, None))
+        }
+        Strategy::Sequential => {
+            search.sequential(routes, limits, goal, progress).map(|choice| (choice, None))
+        }
+        Strategy::Alternating => {
+            search.alternating(routes, limits, goal, progress).map(|choice| (choice, None))
+        }
+        Strategy::Cascadia => search.cascadia(routes, limits, goal, progress).map(|choice| (choice, None)),
+        Strategy::Agh => search.agh(routes, limits, goal, progress).map(|choice| (choice, None)),
+        Strategy::Random => search.random(routes, limits, goal, progress).map(|choice| (choice, None)),
+        Strategy::Nsga2 => search.nsga2(routes, limits, goal, progress).map(|choice| (choice, None)),
+        Strategy::Qnehvi => search.qnehvi(routes, limits, goal, progress).map(|choice| (choice, None)),
+        Strategy::Boute => search.boute(routes, limits, goal, progress).map(|choice| (choice, None)),
         Strategy::Default | Strategy::Exact => match objective {
             Objective::MinCost | Objective::MaxRate => search
                 .sweep(routes, limits, goal, Effort::Proof, progress)

@@ -1,0 +1,29 @@
+//! To come.
+
+use crate::deployment::{Goal, Limits};
+use crate::problem::Progress;
+use crate::routing::Route;
+use crate::search::{Choice, Search};
+
+impl Search<'_> {
+    /// To come.
+    pub fn random(&self, _: &[Route], _: &Limits, _: Goal, _: Progress<'_>) -> Option<Choice> {
+        let _ = self.problem;
+        None
+    }
+    /// To come.
+    pub fn nsga2(&self, _: &[Route], _: &Limits, _: Goal, _: Progress<'_>) -> Option<Choice> {
+        let _ = self.problem;
+        None
+    }
+    /// To come.
+    pub fn qnehvi(&self, _: &[Route], _: &Limits, _: Goal, _: Progress<'_>) -> Option<Choice> {
+        let _ = self.problem;
+        None
+    }
+    /// To come.
+    pub fn boute(&self, _: &[Route], _: &Limits, _: Goal, _: Progress<'_>) -> Option<Choice> {
+        let _ = self.problem;
+        None
+    }
+}
