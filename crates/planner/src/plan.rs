@@ -6,6 +6,7 @@ use rayon::prelude::*;
 
 use crate::assemble::{Parts, assemble, deployment, floor_value, front, in_words, max_rate, shares};
 use crate::candidates::{Candidate, candidates};
+use crate::database::Database;
 use crate::deployment::{Effort, Fleet, Goal, Limits};
 use crate::infeasible::{Infeasible, no_baseline, no_fleet, no_route, nothing_fits};
 use crate::problem::{Problem, Progress, Step};
@@ -57,12 +58,13 @@ struct Ground {
 }
 
 impl Ground {
-    fn prepare(problem: &Problem, progress: Progress<'_>) -> Result<Self, PlanError> {
+    fn prepare(problem: &Problem, database: &Database, progress: Progress<'_>) -> Result<Self, PlanError> {
         let (candidates, misfits) = candidates(problem);
         if candidates.is_empty() {
             return Err(PlanError::Infeasible(nothing_fits(&misfits)));
         }
-        let table = Table::build(problem, &candidates, progress).ok_or(PlanError::Stopped)?;
+        let (candidates, table) =
+            Table::build(problem, candidates, database, progress).ok_or(PlanError::Stopped)?;
         let routes = routes(problem);
         if !routes.iter().any(|route| route.admissible) {
             return Err(PlanError::Infeasible(no_route(&routes, floor_value(problem))));
@@ -75,8 +77,13 @@ impl Ground {
 ///
 /// # Errors
 /// If nothing meets the targets, with what would help; if stopped before anything was found.
-pub fn plan(problem: &Problem, strategy: Strategy, progress: Progress<'_>) -> Result<Plan, PlanError> {
-    let ground = Ground::prepare(problem, progress)?;
+pub fn plan(
+    problem: &Problem,
+    strategy: Strategy,
+    database: &Database,
+    progress: Progress<'_>,
+) -> Result<Plan, PlanError> {
+    let ground = Ground::prepare(problem, database, progress)?;
     plan_on(problem, &ground, strategy, progress).map(|(plan, _)| plan)
 }
 
@@ -87,9 +94,10 @@ pub fn plan(problem: &Problem, strategy: Strategy, progress: Progress<'_>) -> Re
 pub fn compare(
     problem: &Problem,
     strategies: &[Strategy],
+    database: &Database,
     progress: Progress<'_>,
 ) -> Result<Vec<StrategyResult>, PlanError> {
-    let ground = Ground::prepare(problem, progress)?;
+    let ground = Ground::prepare(problem, database, progress)?;
     Ok(strategies
         .iter()
         .map(|&strategy| match plan_on(problem, &ground, strategy, progress) {
