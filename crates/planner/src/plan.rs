@@ -65,7 +65,7 @@ impl Ground {
         }
         let (candidates, table) =
             Table::build(problem, candidates, database, progress).ok_or(PlanError::Stopped)?;
-        let routes = routes(problem);
+        let routes = routes(problem, &table.usd_per_query(problem, &candidates));
         if !routes.iter().any(|route| route.admissible) {
             return Err(PlanError::Infeasible(no_route(&routes, floor_value(problem))));
         }
@@ -371,7 +371,7 @@ impl Attempt {
                 }
             };
             let mut routes = ground.routes.clone();
-            admit(&mut routes, &quality.planning, lower, problem.models.len() <= 2);
+            admit(&mut routes, &quality.planning, lower);
             changes.push(("floor".into(), "-0.01".into(), value(&routes, &limits)));
         }
         let (unit_of_value, better) = if goal == Goal::Cost { ("$/h", -1.0) } else { ("req/s", 1.0) };

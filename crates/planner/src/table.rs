@@ -134,6 +134,29 @@ impl Table {
         Some((candidates, Self { mixes: table }))
     }
 
+    /// What a query costs on each model's cheapest replica that keeps the promises alone; where none does, on the cheapest.
+    /// `None` for a model that runs nowhere.
+    pub fn usd_per_query(&self, problem: &Problem, candidates: &[Candidate]) -> Vec<Option<f64>> {
+        let keeps = |level: &&Level| {
+            let allowed = problem.slo.iter().map(|target| 1.0 - target.percentile.share());
+            level.over.iter().zip(allowed).all(|(over, allowed)| *over <= allowed)
+        };
+        let cheapest = |model: usize, keeping: bool| {
+            self.mixes
+                .iter()
+                .flat_map(|(_, levels)| candidates.iter().zip(levels))
+                .filter(|(candidate, _)| candidate.model == model)
+                .flat_map(|(candidate, levels)| {
+                    let usable = levels.iter().filter(|level| !keeping || keeps(level));
+                    usable.map(|level| candidate.usd_per_hour / 3600.0 / level.rate)
+                })
+                .min_by(f64::total_cmp)
+        };
+        (0..problem.models.len())
+            .map(|model| cheapest(model, true).or_else(|| cheapest(model, false)))
+            .collect()
+    }
+
     /// The levels to use for a routing with these load fractions: the nearest mix in which all its models have a share.
     ///
     /// # Panics
