@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use boute_planner::{GpuOffer, Problem, QualityInputs};
+use boute_planner::{GpuOffer, Problem, QualityInputs, available_share};
 use boute_router::Scorer;
 use boute_router::certify::FloorRule;
 use boute_spec::catalog::{Catalog, Model, Precision};
@@ -86,6 +86,7 @@ pub(crate) fn load_with(input: &Input, choices: &Choices, open: Open<'_>) -> Res
         floor,
         objective: spec.objective,
         budget: spec.budget.map(UsdPerHour::get),
+        robust: spec.robust,
         seed: choices.seed,
         inputs,
         tool_version: env!("CARGO_PKG_VERSION").into(),
@@ -139,7 +140,8 @@ fn offers(spec: &Spec, cloud: Option<&str>, notes: &mut Vec<String>) -> Result<V
                 Stock::Known(stock) => Some(stock),
                 Stock::Unknown => None,
             };
-            Ok(GpuOffer { gpu, usd_per_gpu_hour, stock })
+            let available = entry.interruptions.map_or(1.0, |chance| available_share(chance.get()));
+            Ok(GpuOffer { gpu, usd_per_gpu_hour, stock, available })
         })
         .collect()
 }

@@ -22,6 +22,8 @@ pub struct Candidate {
     pub kv_cache_tokens: u64,
     /// Rent of one replica.
     pub usd_per_hour: f64,
+    /// Share of the time that it is there.
+    pub available: f64,
 }
 
 impl Candidate {
@@ -65,6 +67,7 @@ pub fn candidates(problem: &Problem) -> (Vec<Candidate>, Vec<FitError>) {
                         offer,
                         kv_cache_tokens: replica.memory().kv_cache_tokens,
                         usd_per_hour: on_offer.usd_per_gpu_hour * f64::from(tp * pp),
+                        available: on_offer.available,
                         config,
                     }),
                     Err(misfit) => misfits.push(misfit),

@@ -6,7 +6,9 @@
 //! minimise  Σ N_c·usd_c                              or maximise R within the budget
 //! such that Σ_{of model m} x_cl·rate_cl ≥ w_m·R      every model m carries its share
 //!           Σ x_cl·rate_cl·over_clk ≤ (1 − share_k)·R    every promise k, over all models (or w_m·R for one model's)
-//!           Σ_l x_cl ≤ N_c
+//!           Σ_l x_cl ≤ a_c·N_c                           a: share of the time that it is there (spot)
+//!           Σ_{of model m} x_cl ≤ Σ a_c·N_c − k           k replicas may be lost
+//!           Σ_{of model m} N_c ≥ fewest
 //!           Σ_{on GPU type g} N_c·gpus_c ≤ stock_g
 //!           N_c whole, x_cl real: replicas of one candidate share their load as they like
 //! ```
@@ -17,6 +19,8 @@
 use std::collections::BTreeMap;
 
 use microlp::{ComparisonOp, OptimizationDirection, SolveOptions, Variable};
+
+use boute_spec::file::Robust;
 
 use crate::candidates::Candidate;
 use crate::problem::Problem;
@@ -42,6 +46,8 @@ pub struct Column {
     pub gpus: f64,
     /// Rent of one replica.
     pub usd_per_hour: f64,
+    /// Share of the time that it is there.
+    pub available: f64,
     /// Requests per second of one replica.
     pub rate: f64,
     /// Share of its requests over each limit.
@@ -106,6 +112,7 @@ pub fn columns(candidates: &[Candidate], levels: &Levels, limits: &Limits, fract
             offer: candidate.offer,
             gpus: f64::from(candidate.gpus()),
             usd_per_hour: candidate.usd_per_hour,
+            available: candidate.available,
             rate: level.rate,
             over: if limits.looser { level.over_looser.clone() } else { level.over.clone() },
         };
@@ -202,7 +209,8 @@ pub fn solve(
     };
     let mut programme = Programme::new(goal, rates, columns, |column| {
         let cost = if goal == Goal::Cost { column.usd_per_hour } else { 0.0 };
-        (cost, 0.0, most_replicas(column, fractions, limits, goal), effort != Effort::Relaxed)
+        let most = most_replicas(column, fractions, limits, goal, problem.robust);
+        (cost, 0.0, most, effort != Effort::Relaxed)
     });
     programme.carry_and_keep(problem, fractions, &limits.margins);
     for (offer, stock) in limits.stock.iter().enumerate() {
@@ -210,6 +218,9 @@ pub fn solve(
             let used = |column: &Column| if column.offer == offer { column.gpus } else { 0.0 };
             programme.row_of_counts(used, f64::from(*stock));
         }
+    }
+    for model in (0..fractions.len()).filter(|model| fractions[*model] > 0.0) {
+        programme.stand(model, problem.robust.lost_replicas, problem.robust.min_replicas);
     }
     if let Some(budget) = limits.money(goal) {
         programme.row_of_counts(|column| column.usd_per_hour, budget);
@@ -320,10 +331,34 @@ impl<'a> Programme<'a> {
         let loads: Vec<Variable> = columns.iter().map(|_| inner.add_var(0.0, (0.0, f64::INFINITY))).collect();
         for (candidate, count) in &counts {
             let at_work = columns.iter().zip(&loads).filter(|(column, _)| column.candidate == *candidate);
-            let row = at_work.map(|(_, load)| (*load, 1.0)).chain([(*count, -1.0)]);
-            inner.add_constraint(row.collect::<Vec<_>>(), ComparisonOp::Le, 0.0);
+            let mut available = 1.0;
+            let at_work = at_work.inspect(|(column, _)| available = column.available);
+            let mut row: Vec<(Variable, f64)> = at_work.map(|(_, load)| (*load, 1.0)).collect();
+            row.push((*count, -available));
+            inner.add_constraint(row, ComparisonOp::Le, 0.0);
         }
         Self { inner, columns, loads, counts, rate }
+    }
+
+    /// A model goes on when `lost` of its replicas are lost, and has at least `fewest`.
+    fn stand(&mut self, model: usize, lost: u32, fewest: u32) {
+        let own = |column: &Column, factor: f64| if column.model == model { factor } else { 0.0 };
+        if lost > 0 {
+            let mut row: BTreeMap<Variable, f64> = BTreeMap::new();
+            for (column, load) in self.columns.iter().zip(&self.loads) {
+                row.insert(*load, own(column, 1.0));
+                row.insert(self.counts[&column.candidate], own(column, -column.available));
+            }
+            row.retain(|_, factor| *factor != 0.0);
+            self.inner.add_constraint(
+                row.into_iter().collect::<Vec<_>>(),
+                ComparisonOp::Le,
+                -f64::from(lost),
+            );
+        }
+        if fewest > 1 {
+            self.row_of_counts(|column| own(column, -1.0), -f64::from(fewest));
+        }
     }
 
     /// Σ factor·x + `of_rate`·R (op) 0.
@@ -366,11 +401,13 @@ impl<'a> Programme<'a> {
 }
 
 /// More replicas of a column than this cannot help.
-fn most_replicas(column: &Column, fractions: &[f64], limits: &Limits, goal: Goal) -> f64 {
+fn most_replicas(column: &Column, fractions: &[f64], limits: &Limits, goal: Goal, robust: Robust) -> f64 {
     let by_load = match goal {
-        // One more than carries everything, since tails may want slack.
+        // More than carries everything, since tails may want slack.
         Goal::Cost => {
-            (fractions[column.model] * limits.margins[column.model] * limits.rate / column.rate).ceil() + 1.0
+            let load = fractions[column.model] * limits.margins[column.model] * limits.rate;
+            let spare = f64::from(robust.lost_replicas + robust.min_replicas);
+            (load / column.rate / column.available).ceil() + spare
         }
         Goal::Rate => 10_000.0,
     };

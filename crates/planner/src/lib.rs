@@ -25,5 +25,5 @@ pub mod verify;
 pub use database::{Database, Shelf};
 pub use infeasible::{Infeasible, Relaxation};
 pub use plan::{PlanError, Prepared, StrategyResult, compare, plan};
-pub use problem::{GpuOffer, Problem, Progress, QualityInputs, Step};
+pub use problem::{GpuOffer, Problem, Progress, QualityInputs, Step, available_share};
 pub use strategies::Strategy;

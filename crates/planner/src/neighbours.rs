@@ -53,7 +53,7 @@ fn point(
     let deployment = deployment(search.candidates, fleet, &route.stats.fractions, rate);
     let queries = problem.quality.as_ref().map(|at| &at.planning);
     let shares = shares(problem, route);
-    let run = simulate_fleet(problem, &deployment, &route.policy, &shares, trace, queries);
+    let run = simulate_fleet(problem, &deployment, &route.policy, &shares, trace, queries, 1.0);
     FrontPoint {
         cost_usd_per_hour: deployment.usd_per_hour(),
         quality: route.stats.quality,

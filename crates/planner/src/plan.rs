@@ -152,7 +152,7 @@ impl<'a> Prepared<'a> {
         }
         let sampled = || choose(search, &self.routes, strategy, limits, progress).map(|(choice, _)| choice);
         let first = first.get_or_init(sampled).as_ref()?;
-        if limits.margins.iter().all(|margin| *margin == 1.0) {
+        if limits.margins == search.limits(limits.rate).margins {
             return Some((first.clone(), None));
         }
         let mut allowed = vec![false; self.candidates.len()];

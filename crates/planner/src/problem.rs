@@ -3,7 +3,7 @@
 use boute_router::ScoredQueries;
 use boute_router::certify::FloorRule;
 use boute_spec::catalog::{Gpu, Model};
-use boute_spec::file::Lengths;
+use boute_spec::file::{Lengths, Robust};
 use boute_spec::plan::{InputDigest, Objective};
 use boute_spec::slo::SloTarget;
 use boute_spec::workload::{Trace, TraceRequest};
@@ -19,6 +19,16 @@ pub struct GpuOffer {
     pub usd_per_gpu_hour: f64,
     /// How many there are; `None` for no limit.
     pub stock: Option<u32>,
+    /// Share of the time that a replica on it is there: below 1 for spot capacity.
+    pub available: f64,
+}
+
+/// Hours until another replica answers in place of one taken away: a machine is found and the weights are loaded (assumed).
+const RECOVERY_HOURS: f64 = 1.0 / 6.0;
+
+/// Share of the time that a spot replica is there, if it is taken away within an hour with this chance.
+pub fn available_share(interruptions: f64) -> f64 {
+    1.0 / (1.0 + interruptions * RECOVERY_HOURS)
 }
 
 /// What is known of the queries.
@@ -61,6 +71,8 @@ pub struct Problem {
     pub objective: Objective,
     /// Most rent per hour; `None` for no limit.
     pub budget: Option<f64>,
+    /// What the plan must stand.
+    pub robust: Robust,
     /// Seed of every random choice.
     pub seed: u64,
     /// Digests for the plan.

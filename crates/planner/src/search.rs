@@ -42,7 +42,10 @@ impl Search<'_> {
             looser: false,
             allowed: vec![true; self.candidates.len()],
             beat: None,
-            margins: vec![1.0; self.problem.models.len()],
+            margins: vec![
+                self.problem.robust.rate.max(self.problem.robust.lengths);
+                self.problem.models.len()
+            ],
         }
     }
 

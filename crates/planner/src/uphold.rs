@@ -8,9 +8,11 @@
 //!
 //! The default strategy then asks the cheap ones too, and keeps whatever is better *when simulated*.
 
+use boute_spec::file::Robust;
 use boute_spec::outcome::RequestOutcome;
 use boute_spec::plan::{Deployment, Objective};
 use boute_spec::slo::SloTarget;
+use rayon::prelude::*;
 
 use crate::assemble::{deployment, shares};
 use crate::deployment::{Fleet, Goal, Limits};
@@ -39,6 +41,8 @@ pub(crate) struct Attempt {
     pub(crate) deployment: Deployment,
     pub(crate) planned: FleetRun,
     pub(crate) verified: FleetRun,
+    /// The planning window again, with what the plan must stand, one thing at a time.
+    pub(crate) stressed: Vec<FleetRun>,
     pub(crate) repairs: u32,
 }
 
@@ -58,14 +62,32 @@ impl Attempt {
         let route = &routes[choice.route];
         let deployment = deployment(search.candidates, &choice.fleet, &route.stats.fractions, rate);
         let shares = shares(problem, route);
-        let run = |held_out: bool| {
+        let run = |held_out: bool, deployment: &Deployment, rate: f64, stretch: f64| {
             let trace = if held_out { &problem.verification_trace } else { &problem.planning_trace };
             let trace = if rate == problem.rate { trace } else { &trace.at_rate(rate) };
             let queries =
                 problem.quality.as_ref().map(|at| if held_out { &at.held_out } else { &at.planning });
-            simulate_fleet(problem, &deployment, &route.policy, &shares, trace, queries)
+            simulate_fleet(problem, deployment, &route.policy, &shares, trace, queries, stretch)
         };
-        let (planned, verified) = rayon::join(|| run(false), || run(true));
+        let (planned, verified) =
+            rayon::join(|| run(false, &deployment, rate, 1.0), || run(true, &deployment, rate, 1.0));
+        let Robust { rate: faster, lengths, lost_replicas, .. } = problem.robust;
+        let mut stresses: Vec<(Deployment, f64, f64)> = Vec::new();
+        if faster > 1.0 {
+            stresses.push((deployment.clone(), faster, 1.0));
+        }
+        if lengths > 1.0 {
+            stresses.push((deployment.clone(), 1.0, lengths));
+        }
+        if lost_replicas > 0 {
+            let losses =
+                route.policy.models().into_iter().map(|model| deployment.without(model, lost_replicas));
+            stresses.extend(losses.map(|left| (left, 1.0, 1.0)));
+        }
+        let stressed = stresses
+            .par_iter()
+            .map(|(deployment, faster, stretch)| run(false, deployment, rate * faster, *stretch))
+            .collect();
         Self {
             choice,
             bound,
@@ -74,13 +96,18 @@ impl Attempt {
             deployment,
             planned,
             verified,
+            stressed,
             repairs: 0,
         }
     }
 
     /// Whether every promise was kept on both windows, and could go on being kept.
     pub(crate) fn holds(&self, problem: &Problem) -> bool {
-        [&self.planned, &self.verified].into_iter().all(|run| holds(problem, run))
+        self.runs().all(|run| holds(problem, run))
+    }
+
+    fn runs(&self) -> impl Iterator<Item = &FleetRun> {
+        [&self.planned, &self.verified].into_iter().chain(&self.stressed)
     }
 
     /// What is optimised, less is better.
@@ -94,7 +121,7 @@ impl Attempt {
         // Where nothing is late and the backlog grows nevertheless, the model with the largest share is short of replicas.
         let mut blame: Vec<f64> = route.stats.fractions.iter().map(|fraction| 1e-6 * fraction).collect();
         let mut worst = 1.0_f64;
-        for run in [&self.planned, &self.verified] {
+        for run in self.runs() {
             for target in broken(problem, run) {
                 let at = problem.slo.iter().position(|it| it == target).unwrap_or_default();
                 let promised = late_by_table(&self.choice.fleet, route, at);

@@ -25,7 +25,8 @@ pub struct FleetRun {
 }
 
 /// Simulates `deployment` under `policy` on `trace`, each request joined to one of `queries` by the seed. Quality is that
-/// of all `queries` under the policy. `shares` are in the order of the problem's models.
+/// of all `queries` under the policy. `shares` are in the order of the problem's models; prompts and answers are `stretch`
+/// times as long.
 ///
 /// # Panics
 /// If a group does not fit or the policy names an unknown model: candidates fit, policies are made of the models.
@@ -36,6 +37,7 @@ pub fn simulate_fleet(
     shares: &[ModelShare],
     trace: &Trace,
     queries: Option<&ScoredQueries>,
+    stretch: f64,
 ) -> FleetRun {
     let gpus: Vec<_> = problem.offers.iter().map(|offer| offer.gpu.clone()).collect();
     let replicas = fleet::replicas(deployment, &problem.models, &gpus, shares).expect("candidates fit");
@@ -45,11 +47,13 @@ pub fn simulate_fleet(
     let joined = queries.map(|queries| (queries, problem.join(trace, queries)));
     let models = problem.models.len();
     let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
+    let longer = |tokens: u32| (f64::from(tokens) * stretch).round() as u32;
     for (index, request) in trace.requests().iter().enumerate() {
         let query = joined.as_ref().map(|(queries, joined)| (*queries, joined[index]));
         // The prompt is the same for every model.
-        inputs.push(problem.tokens(request, query, 0, 1.0).0);
-        outputs.extend((0..models).map(|model| problem.tokens(request, query, model, scales[model]).1));
+        inputs.push(longer(problem.tokens(request, query, 0, 1.0).0));
+        outputs
+            .extend((0..models).map(|model| longer(problem.tokens(request, query, model, scales[model]).1)));
     }
     let requests = trace.requests().iter().enumerate().map(|(index, request)| Request {
         arrival: request.arrival,

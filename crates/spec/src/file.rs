@@ -22,6 +22,26 @@ pub struct Spec {
     pub objective: Objective,
     /// Most money to spend; `None` for no limit.
     pub budget: Option<UsdPerHour>,
+    /// What the plan must stand.
+    pub robust: Robust,
+}
+
+/// What a plan must stand besides the traffic it is made for; each on its own.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Robust {
+    /// This many times the rate.
+    pub rate: f64,
+    /// Prompts and answers this many times as long.
+    pub lengths: f64,
+    /// The loss of this many replicas of any model (N + k).
+    pub lost_replicas: u32,
+    /// Replicas of every model that answers, at least.
+    pub min_replicas: u32,
+}
+
+impl Robust {
+    /// Nothing beyond the traffic as it is.
+    pub const NOTHING: Self = Self { rate: 1.0, lengths: 1.0, lost_replicas: 0, min_replicas: 1 };
 }
 
 /// A model that may answer.
@@ -57,6 +77,8 @@ pub struct GpuEntry {
     pub price: Option<UsdPerHour>,
     /// Bandwidth between two GPUs of a node, one direction, as this host has it; the catalogue's if `None`.
     pub link: Option<BytesPerSecond>,
+    /// Spot capacity: the chance that a replica on it is taken away within an hour; never if `None`.
+    pub interruptions: Option<Fraction>,
 }
 
 /// Where token counts come from.

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use serde_saphyr::Spanned;
 
 use crate::catalog::{Catalog, Precision};
-use crate::file::{Floor, GpuEntry, Lengths, ModelEntry, QualityEntry, Spec, Stock, Traffic};
+use crate::file::{Floor, GpuEntry, Lengths, ModelEntry, QualityEntry, Robust, Spec, Stock, Traffic};
 use crate::plan::Objective;
 use crate::slo::{Metric, Percentile, SloKey, SloTarget};
 use crate::units::{Fraction, UnitError};
@@ -290,7 +290,8 @@ fn list(words: &[&str]) -> String {
     }
 }
 
-const KEYS: [&str; 8] = ["apiVersion", "models", "gpus", "traffic", "slo", "quality", "objective", "budget"];
+const KEYS: [&str; 9] =
+    ["apiVersion", "models", "gpus", "traffic", "slo", "quality", "objective", "budget", "robust"];
 const OBJECTIVES: [(&str, Objective); 4] = [
     ("min_cost", Objective::MinCost),
     ("max_rate", Objective::MaxRate),
@@ -381,6 +382,7 @@ fn spec(walk: &mut Walk, tree: &Spanned<Tree>) -> Option<Spec> {
         let hint = "add `budget: $40/h`, or use `objective: min_cost`";
         walk.problem(map.place, "this objective needs a budget", hint);
     }
+    let robust = map.get("robust").map_or(Robust::NOTHING, |tree| robust(walk, tree));
     Some(Spec {
         models,
         gpus,
@@ -389,7 +391,30 @@ fn spec(walk: &mut Walk, tree: &Spanned<Tree>) -> Option<Spec> {
         quality: quality.flatten(),
         objective: objective?,
         budget,
+        robust,
     })
+}
+
+fn robust(walk: &mut Walk, tree: &Spanned<Tree>) -> Robust {
+    let map = walk.map(tree, "`robust`", &["rate", "lengths", "lost_replicas", "min_replicas"]);
+    let mut number = |key: &'static str, example: &str, least: f64, most: f64, whole: bool| {
+        let tree = map.get(key)?;
+        let text = walk.scalar(tree, key, example, true)?;
+        let value = text.parse::<f64>().ok().filter(|value| (least..=most).contains(value));
+        let value = value.filter(|value| !whole || value.fract() == 0.0);
+        if value.is_none() {
+            let kind = if whole { "a whole number" } else { "a factor" };
+            let message = format!("`{text}` is not {kind} from {least} to {most}");
+            walk.problem(place_of(tree), message, format!("write it like `{key}: {example}`"));
+        }
+        value
+    };
+    Robust {
+        rate: number("rate", "1.2", 1.0, 10.0, false).unwrap_or(1.0),
+        lengths: number("lengths", "1.2", 1.0, 10.0, false).unwrap_or(1.0),
+        lost_replicas: number("lost_replicas", "1", 0.0, 100.0, true).unwrap_or(0.0) as u32,
+        min_replicas: number("min_replicas", "2", 1.0, 100.0, true).unwrap_or(1.0) as u32,
+    }
 }
 
 fn models(walk: &mut Walk, map: &Map<'_>) -> Vec<ModelEntry> {
@@ -436,7 +461,7 @@ fn gpus(walk: &mut Walk, map: &Map<'_>) -> Vec<GpuEntry> {
     };
     let mut gpus: Vec<GpuEntry> = Vec::new();
     for item in walk.items(tree, "gpus", example) {
-        let map = walk.map(item, "a GPU type", &["type", "stock", "price", "link"]);
+        let map = walk.map(item, "a GPU type", &["type", "stock", "price", "link", "interruptions"]);
         let Some(kind) = map.get("type") else {
             walk.missing(&map, "type", "L40S");
             continue;
@@ -455,6 +480,8 @@ fn gpus(walk: &mut Walk, map: &Map<'_>) -> Vec<GpuEntry> {
             let hint = "give what two GPUs of a node exchange, one direction, such as nvbandwidth measures";
             walk.positive(tree, ("link", "25GB/s"), "the bandwidth", hint)
         });
+        let interruptions =
+            map.get("interruptions").and_then(|tree| walk.parsed(tree, "interruptions", "5%", true));
         match Catalog::builtin().gpu(&name) {
             Err(unknown) => {
                 let near = unknown.near.map(|near| format!("did you mean `{near}`? ")).unwrap_or_default();
@@ -465,7 +492,7 @@ fn gpus(walk: &mut Walk, map: &Map<'_>) -> Vec<GpuEntry> {
                 let hint = "add the two stocks up into one entry";
                 walk.problem(place_of(kind), format!("the GPU type `{name}` is listed twice"), hint);
             }
-            Ok(gpu) => gpus.push(GpuEntry { gpu: gpu.name.clone(), stock, price, link }),
+            Ok(gpu) => gpus.push(GpuEntry { gpu: gpu.name.clone(), stock, price, link, interruptions }),
         }
     }
     gpus
@@ -668,6 +695,7 @@ pub fn json_schema() -> Value {
                 "stock": {"anyOf": [{"type": "integer", "minimum": 0}, matching("^(unknown|\\+?[0-9]+)$".into(), "GPUs to be had, or `unknown`")]},
                 "price": money,
                 "link": quantity("", "MB/s|GB/s|TB/s", "bandwidth between two GPUs of a node, one direction, such as 25GB/s"),
+                "interruptions": {"anyOf": [share, quantity("", "%?", "spot capacity: the chance that a replica is taken away within an hour, such as 5%")]},
             }))),
             "traffic": object(&["trace"], json!({
                 "trace": text("CSV or JSON lines, plain or gzip, relative to this file"),
@@ -683,6 +711,12 @@ pub fn json_schema() -> Value {
             })),
             "objective": words(&OBJECTIVES.map(|(word, _)| word)),
             "budget": money,
+            "robust": object(&[], json!({
+                "rate": {"type": "number", "minimum": 1, "maximum": 10, "description": "stand this many times the rate"},
+                "lengths": {"type": "number", "minimum": 1, "maximum": 10, "description": "stand prompts and answers this many times as long"},
+                "lost_replicas": {"type": "integer", "minimum": 0, "maximum": 100, "description": "stand the loss of this many replicas of any model"},
+                "min_replicas": {"type": "integer", "minimum": 1, "maximum": 100, "description": "replicas of every model that answers, at least"},
+            })),
         }),
     );
     spec["$schema"] = json!("https://json-schema.org/draft/2020-12/schema");
@@ -828,7 +862,7 @@ budget: $40/h
           |
         1 | 
           | ^
-          = help: write `key: value` pairs with `apiVersion`, `models`, `gpus`, `traffic`, `slo`, `quality`, `objective` or `budget`
+          = help: write `key: value` pairs with `apiVersion`, `models`, `gpus`, `traffic`, `slo`, `quality`, `objective`, `budget` or `robust`
         ");
         insta::assert_snapshot!(errors("models: {a: ["), @r"
         boute.yaml:1:13: not valid YAML: unclosed bracket '['
@@ -871,6 +905,10 @@ budget: $40/h
             ("t.csv", "''"),
             ("$0.86/h", "0.86/h/h"),
             ("id: llama-3.1-8b}", "id: llama-3.1-70b}"),
+            ("budget:", "robust: {rate: 0.9}\nbudget:"),
+            ("budget:", "robust: {lost_replicas: 1.5}\nbudget:"),
+            ("budget:", "robust: {min_replica: 2}\nbudget:"),
+            ("H100-SXM:8", "H100-SXM:8, interruptions: 120%"),
         ] {
             assert_ne!(GOOD.replace(from, to), GOOD, "{from}");
             let text = errors(&GOOD.replace(from, to));
@@ -890,7 +928,9 @@ budget: $40/h
 
     #[test]
     fn the_schema_agrees_with_the_parser() {
-        for text in [GOOD, EXAMPLE] {
+        let robust = "robust: {rate: 1.2, lengths: 1.1, lost_replicas: 1, min_replicas: 2}\n";
+        let spot = GOOD.replace("{type: H100-SXM:8}", "{type: H100-SXM:8, interruptions: 5%}");
+        for text in [GOOD, EXAMPLE, &format!("{spot}{robust}")] {
             parse_spec("boute.yaml", text).unwrap();
             assert!(schema_takes(text), "{text}");
         }

@@ -75,6 +75,25 @@ pub struct Deployment {
 }
 
 impl Deployment {
+    /// What is left when `count` replicas of `model` are lost: of the group whose replicas carry the most each, then the next.
+    #[must_use]
+    pub fn without(&self, model: &str, count: u32) -> Self {
+        let mut left = self.clone();
+        let mut own: Vec<&mut ReplicaGroup> =
+            left.groups.iter_mut().filter(|group| group.model == model).collect();
+        own.sort_by(|a, b| b.planned_rate_per_replica.get().total_cmp(&a.planned_rate_per_replica.get()));
+        let mut lost = count;
+        for group in own {
+            let gone = lost.min(group.replicas);
+            let share = f64::from(group.replicas - gone) / f64::from(group.replicas.max(1));
+            group.usd_per_hour = UsdPerHour::new(group.usd_per_hour.get() * share).unwrap_or_default();
+            group.replicas -= gone;
+            lost -= gone;
+        }
+        left.groups.retain(|group| group.replicas > 0);
+        left
+    }
+
     /// Rent of all groups.
     pub fn usd_per_hour(&self) -> f64 {
         self.groups.iter().fold(0.0, |sum, group| sum + group.usd_per_hour.get())

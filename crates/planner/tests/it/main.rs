@@ -3,11 +3,13 @@
 
 use boute_planner::candidates::candidates;
 use boute_planner::deployment::{Column, Effort, Goal, Limits, solve};
-use boute_planner::{Database, GpuOffer, PlanError, Problem, QualityInputs, Step, Strategy, compare, plan};
+use boute_planner::{
+    Database, GpuOffer, PlanError, Prepared, Problem, QualityInputs, Step, Strategy, compare, plan,
+};
 use boute_router::ScoredQueries;
 use boute_router::certify::FloorRule;
 use boute_spec::catalog::Catalog;
-use boute_spec::file::Lengths;
+use boute_spec::file::{Lengths, Robust};
 use boute_spec::plan::Objective;
 use boute_spec::slo::{Metric, Percentile, SloTarget};
 use boute_spec::units::{Seconds, SimTime};
@@ -66,6 +68,7 @@ fn problem(objective: Objective) -> Problem {
         gpu: catalog.gpu(gpu).unwrap().clone(),
         usd_per_gpu_hour,
         stock,
+        available: 1.0,
     };
     Problem {
         models: ["llama-3.1-8b", "llama-3.1-70b"].map(|id| catalog.model(id).unwrap().clone()).into(),
@@ -85,6 +88,7 @@ fn problem(objective: Objective) -> Problem {
         confidence: 0.95,
         objective,
         budget: None,
+        robust: Robust::NOTHING,
         seed: 0,
         inputs: Vec::new(),
         tool_version: "test".into(),
@@ -239,6 +243,7 @@ fn small_programmes() -> impl proptest::strategy::Strategy<Value = (Vec<Column>,
                     offer,
                     gpus: f64::from(gpus),
                     usd_per_hour: f64::from(gpus) * [1.0, 2.7][offer],
+                    available: 1.0,
                     rate,
                     over: vec![over, over / 3.0],
                 })
@@ -324,4 +329,37 @@ proptest! {
             prop_assert!(solved.bound <= best + 1e-6, "{} > {best}", solved.bound);
         }
     }
+}
+
+#[test]
+fn a_robust_plan_costs_more_and_stands_more() {
+    let plain = problem(Objective::MinCost);
+    let mut robust = plain.clone();
+    robust.robust = Robust { rate: 1.2, lengths: 1.1, lost_replicas: 1, min_replicas: 3 };
+    let [plain_plan, robust_plan] =
+        [&plain, &robust].map(|it| plan(it, Strategy::Default, &Database::in_memory(), &quiet).unwrap());
+    assert!(robust_plan.verification.passed);
+    let cost = |plan: &boute_spec::plan::Plan| plan.predicted.cost_usd_per_hour.get();
+    assert!(cost(&robust_plan) > cost(&plain_plan));
+    for share in &robust_plan.routing.models {
+        let own = robust_plan.deployment.groups.iter().filter(|group| group.model == share.model);
+        assert!(own.map(|group| group.replicas).sum::<u32>() >= 3);
+    }
+}
+
+#[test]
+fn spot_capacity_is_worth_what_is_there_of_it() {
+    let mut problem = problem(Objective::MinCost);
+    problem.models.truncate(1);
+    problem.quality = None;
+    problem.floor = None;
+    let rate_of = |problem: &Problem| {
+        let prepared = Prepared::new(problem, &Database::in_memory(), &quiet).unwrap();
+        let limits = prepared.search().limits(problem.rate);
+        prepared.search().relaxed(prepared.routes(), &limits, Goal::Cost).unwrap()
+    };
+    let firm = rate_of(&problem);
+    problem.offers.iter_mut().for_each(|offer| offer.available = 0.8);
+    let spot = rate_of(&problem);
+    assert!((spot / firm - 1.25).abs() < 0.02, "{spot} {firm}");
 }
