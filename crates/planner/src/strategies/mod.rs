@@ -3,7 +3,7 @@
 mod agh;
 mod alternating;
 mod blackbox;
-mod buckets;
+pub mod buckets;
 mod cascadia;
 mod sequential;
 mod single;
