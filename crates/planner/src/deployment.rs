@@ -1,16 +1,18 @@
-//! The cheapest fleet for a given division of the load, exactly.
+//! The cheapest (or fastest) fleet for a given division of the load, exactly.
 //!
 //! With the division fixed, cost, capacity and the tail of the mixture are sums over replicas, so the fleet is an integer
-//! programme over n = how many replicas of each (candidate, load level):
+//! programme over `N_c` = replicas of candidate c and `x_cl` = how many of them work at load level l:
 //! ```text
-//! minimise  Σ n·usd
-//! such that Σ_{of model m} n·rate ≥ w_m·R             every model m carries its share
-//!           Σ n·rate·over_k ≤ (1 − share_k)·R          every promise k, over all models (or w_m·R for one model's)
-//!           Σ_{on GPU type g} n·gpus ≤ stock_g
+//! minimise  Σ N_c·usd_c                              or maximise R within the budget
+//! such that Σ_{of model m} x_cl·rate_cl ≥ w_m·R      every model m carries its share
+//!           Σ x_cl·rate_cl·over_clk ≤ (1 − share_k)·R    every promise k, over all models (or w_m·R for one model's)
+//!           Σ_l x_cl ≤ N_c
+//!           Σ_{on GPU type g} N_c·gpus_c ≤ stock_g
+//!           N_c whole, x_cl real: replicas of one candidate share their load as they like
 //! ```
-//! Its relaxation to real n bounds the cost from below; the branch and bound of `microlp` closes the gap, up to a limit on
-//! nodes, so that the answer does not depend on the clock. Only columns that another column of the same model and GPU
-//! type beats in cost, rate and every tail are left out, so that no optimum is lost.
+//! Its relaxation to real N bounds the value; the branch and bound of `microlp` closes the gap, up to a limit on nodes, so that
+//! the answer does not depend on the clock. Levels that another of the same candidate beats in rate and every tail are left
+//! out, and candidates of which one other beats every level, so that no optimum is lost.
 
 use std::collections::BTreeMap;
 
@@ -27,7 +29,7 @@ const GAPS: [f64; 2] = [5e-3, 1e-2];
 /// A column with more than this share of requests over some limit is not worth a variable.
 const WORST_OVER: f64 = 0.5;
 
-/// One (candidate, level).
+/// One (candidate, level); in a fleet, the blend of levels at which a candidate's replicas work.
 #[derive(Debug, Clone)]
 pub struct Column {
     /// Index of the candidate.
@@ -59,6 +61,16 @@ pub struct Limits {
     pub looser: bool,
     /// Only these candidates.
     pub allowed: Vec<bool>,
+    /// Only fleets better than this: a lower rent, or a higher rate.
+    pub beat: Option<f64>,
+}
+
+impl Limits {
+    /// The most rent that a fleet worth having may cost.
+    fn money(&self, goal: Goal) -> Option<f64> {
+        let to_beat = self.beat.filter(|_| goal == Goal::Cost);
+        [self.budget, to_beat].into_iter().flatten().reduce(f64::min)
+    }
 }
 
 /// A fleet: how many replicas of each column.
@@ -99,20 +111,40 @@ pub fn columns(candidates: &[Candidate], levels: &Levels, limits: &Limits, fract
             levels[index].iter().map(column).filter(|it| it.over.iter().all(|over| *over <= WORST_OVER)),
         );
     }
-    let beats = |a: &Column, b: &Column| {
+    let beats = |a: &Column, b: &Column| a.rate >= b.rate && a.over.iter().zip(&b.over).all(|(a, b)| a <= b);
+    let of = |candidate: usize| columns.iter().filter(move |column| column.candidate == candidate);
+    let replaces = |a: &Column, b: &Column| {
         a.model == b.model
             && a.offer == b.offer
             && a.gpus <= b.gpus
-            && a.rate >= b.rate
-            && a.over.iter().zip(&b.over).all(|(a, b)| a <= b)
+            && of(b.candidate).all(|column| of(a.candidate).any(|other| beats(other, column)))
+    };
+    let mut heads: Vec<&Column> = Vec::new();
+    for column in &columns {
+        if heads.last().is_none_or(|head| head.candidate != column.candidate) {
+            heads.push(column);
+        }
+    }
+    let useful = |head: &Column| {
+        !heads.iter().any(|other| {
+            other.candidate != head.candidate
+                && replaces(other, head)
+                && (!replaces(head, other) || other.candidate < head.candidate)
+        })
+    };
+    let kept: Vec<usize> = heads.iter().filter(|head| useful(head)).map(|head| head.candidate).collect();
+    let best_level = |at: usize| {
+        let column = &columns[at];
+        let better = |(other, it): (usize, &Column)| {
+            other != at
+                && it.candidate == column.candidate
+                && beats(it, column)
+                && (!beats(column, it) || other < at)
+        };
+        !columns.iter().enumerate().any(better)
     };
     (0..columns.len())
-        .filter(|&at| {
-            let better = |other: usize| {
-                beats(&columns[other], &columns[at]) && (!beats(&columns[at], &columns[other]) || other < at)
-            };
-            !(0..columns.len()).any(|other| other != at && better(other))
-        })
+        .filter(|at| kept.binary_search(&columns[*at].candidate).is_ok() && best_level(*at))
         .map(|at| columns[at].clone())
         .collect()
 }
@@ -137,7 +169,19 @@ pub enum Effort {
     Proof,
 }
 
-/// The best fleet over `columns` for load `fractions`; `None` if there is none.
+/// Why there is no fleet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoFleet {
+    /// Proven: none exists under these limits.
+    Infeasible,
+    /// None was found within the nodes allowed.
+    NotFound,
+}
+
+/// The best fleet over `columns` for load `fractions`.
+///
+/// # Errors
+/// If there is none, or none was found.
 pub fn solve(
     problem: &Problem,
     columns: &[Column],
@@ -145,44 +189,54 @@ pub fn solve(
     limits: &Limits,
     goal: Goal,
     effort: Effort,
-) -> Option<Fleet> {
-    let mut programme = Programme::new(goal, limits.rate, columns, |column| {
+) -> Result<Fleet, NoFleet> {
+    let rates = match goal {
+        Goal::Cost => (limits.rate, limits.rate),
+        Goal::Rate => (limits.beat.unwrap_or(0.0), f64::INFINITY),
+    };
+    let mut programme = Programme::new(goal, rates, columns, |column| {
         let cost = if goal == Goal::Cost { column.usd_per_hour } else { 0.0 };
-        (cost, most_replicas(column, fractions, limits, goal), effort != Effort::Relaxed)
+        (cost, 0.0, most_replicas(column, fractions, limits, goal), effort != Effort::Relaxed)
     });
     programme.carry_and_keep(problem, fractions);
     for (offer, stock) in limits.stock.iter().enumerate() {
         if let Some(stock) = stock {
             let used = |column: &Column| if column.offer == offer { column.gpus } else { 0.0 };
-            programme.row(used, 0.0, ComparisonOp::Le, f64::from(*stock));
+            programme.row_of_counts(used, f64::from(*stock));
         }
     }
-    if let Some(budget) = limits.budget {
-        programme.row(|column| column.usd_per_hour, 0.0, ComparisonOp::Le, budget);
+    if let Some(budget) = limits.money(goal) {
+        programme.row_of_counts(|column| column.usd_per_hour, budget);
     }
     let mut options = SolveOptions::default();
     let depth = usize::from(effort == Effort::Sketch);
     (options.node_limit, options.mip_gap) = (Some(NODES[depth]), GAPS[depth]);
-    let solution = programme.inner.solve_with(options).ok()?.into_solution().ok()?;
+    let solution = match programme.inner.solve_with(options) {
+        Ok(outcome) => outcome.into_solution().map_err(|_| NoFleet::NotFound)?,
+        Err(microlp::Error::Infeasible) => return Err(NoFleet::Infeasible),
+        Err(_) => return Err(NoFleet::NotFound),
+    };
     let objective = solution.objective();
     let bound = solution.stats().best_bound.unwrap_or(objective);
-    let replicas = columns
-        .iter()
-        .zip(&programme.counts)
-        .map(|(column, count)| (column.clone(), solution.var_value(*count).round() as u32))
-        .filter(|(_, count)| *count > 0)
-        .collect();
-    let mut fleet = Fleet { replicas, value: objective, bound };
-    if goal == Goal::Cost && effort != Effort::Relaxed {
-        // Counts come back as integers up to a tolerance: what is paid is the rent of the rounded ones.
-        fleet.value = fleet.usd_per_hour();
-        fleet.bound = bound.min(fleet.value);
+    if effort == Effort::Relaxed {
+        return Ok(Fleet { replicas: Vec::new(), value: objective, bound });
     }
-    Some(fleet)
+    let mut counts: BTreeMap<usize, u32> = BTreeMap::new();
+    for (candidate, variable) in &programme.counts {
+        let count = solution.var_value(*variable).round() as u32;
+        if count > 0 {
+            counts.insert(*candidate, count);
+        }
+    }
+    // The vertex that was found may leave some replicas idle; the load is divided so that the fleet could carry the most.
+    let carried = assess(problem, columns, fractions, &counts).ok_or(NoFleet::NotFound)?;
+    let value = if goal == Goal::Cost { carried.usd_per_hour() } else { carried.value };
+    let bound = if goal == Goal::Cost { bound.min(value) } else { bound.max(value) };
+    Ok(Fleet { value, bound, ..carried })
 }
 
 /// The highest rate that a given fleet, `counts` replicas per candidate, carries under load `fractions`, with the best
-/// division of each model's load over its replicas: the programme above with the counts as bounds and real levels.
+/// division of each model's load over its replicas: the programme above with N fixed.
 /// `None` if some model with a share has no replica that keeps its promises at any load.
 pub fn assess(
     problem: &Problem,
@@ -192,19 +246,17 @@ pub fn assess(
 ) -> Option<Fleet> {
     let columns: Vec<Column> =
         columns.iter().filter(|column| counts.contains_key(&column.candidate)).cloned().collect();
-    let most = |column: &Column| f64::from(counts[&column.candidate]);
-    let mut programme = Programme::new(Goal::Rate, 0.0, &columns, |column| (0.0, most(column), false));
+    let mut programme = Programme::new(Goal::Rate, (0.0, f64::INFINITY), &columns, |column| {
+        let count = f64::from(counts[&column.candidate]);
+        (0.0, count, count, false)
+    });
     programme.carry_and_keep(problem, fractions);
-    for (&candidate, &count) in counts {
-        let of_candidate = |column: &Column| f64::from(u8::from(column.candidate == candidate));
-        programme.row(of_candidate, 0.0, ComparisonOp::Le, f64::from(count));
-    }
     let solution = programme.inner.solve().ok()?.into_solution().ok()?;
     let value = solution.objective();
     let used = |candidate: usize| {
         let of =
-            columns.iter().zip(&programme.counts).filter(move |(column, _)| column.candidate == candidate);
-        of.map(|(column, count)| (column, solution.var_value(*count))).filter(|(_, count)| *count > 1e-9)
+            columns.iter().zip(&programme.loads).filter(move |(column, _)| column.candidate == candidate);
+        of.map(|(column, load)| (column, solution.var_value(*load))).filter(|(_, load)| *load > 1e-9)
     };
     let replicas = counts
         .iter()
@@ -225,47 +277,74 @@ fn blend<'a>(parts: impl Iterator<Item = (&'a Column, f64)>, count: u32) -> Opti
     Some(column)
 }
 
-/// An integer programme over columns, row by row.
+/// The programme, row by row.
 struct Programme<'a> {
     inner: microlp::Problem,
     columns: &'a [Column],
-    counts: Vec<Variable>,
+    /// x, one per column.
+    loads: Vec<Variable>,
+    /// N, one per candidate.
+    counts: BTreeMap<usize, Variable>,
     rate: Variable,
 }
 
 impl<'a> Programme<'a> {
-    /// `variable` gives a column's cost, the most of it, and whether its count must be whole.
+    /// `count` gives, for a column's candidate, the cost of a replica, the fewest and the most of them, and whether they must
+    /// be whole.
     fn new(
         goal: Goal,
-        rate: f64,
+        rates: (f64, f64),
         columns: &'a [Column],
-        variable: impl Fn(&Column) -> (f64, f64, bool),
+        count: impl Fn(&Column) -> (f64, f64, f64, bool),
     ) -> Self {
-        let (direction, worth, range) = match goal {
-            Goal::Cost => (OptimizationDirection::Minimize, 0.0, (rate, rate)),
-            Goal::Rate => (OptimizationDirection::Maximize, 1.0, (0.0, f64::INFINITY)),
+        let (direction, worth) = match goal {
+            Goal::Cost => (OptimizationDirection::Minimize, 0.0),
+            Goal::Rate => (OptimizationDirection::Maximize, 1.0),
         };
         let mut inner = microlp::Problem::new(direction);
-        let rate = inner.add_var(worth, range);
-        let mut add = |column| match variable(column) {
-            (cost, most, true) => inner.add_integer_var(cost, (0, most as i32)),
-            (cost, most, false) => inner.add_var(cost, (0.0, most)),
-        };
-        let counts = columns.iter().map(&mut add).collect();
-        Self { inner, columns, counts, rate }
+        let rate = inner.add_var(worth, rates);
+        let mut counts = BTreeMap::new();
+        for column in columns {
+            counts.entry(column.candidate).or_insert_with(|| match count(column) {
+                (cost, fewest, most, true) => inner.add_integer_var(cost, (fewest as i32, most as i32)),
+                (cost, fewest, most, false) => inner.add_var(cost, (fewest, most)),
+            });
+        }
+        let loads: Vec<Variable> = columns.iter().map(|_| inner.add_var(0.0, (0.0, f64::INFINITY))).collect();
+        for (candidate, count) in &counts {
+            let at_work = columns.iter().zip(&loads).filter(|(column, _)| column.candidate == *candidate);
+            let row = at_work.map(|(_, load)| (*load, 1.0)).chain([(*count, -1.0)]);
+            inner.add_constraint(row.collect::<Vec<_>>(), ComparisonOp::Le, 0.0);
+        }
+        Self { inner, columns, loads, counts, rate }
     }
 
-    fn row(&mut self, terms: impl Fn(&Column) -> f64, of_rate: f64, op: ComparisonOp, bound: f64) {
-        let factors = self.columns.iter().zip(&self.counts).map(|(column, count)| (*count, terms(column)));
+    /// Σ factor·x + `of_rate`·R (op) 0.
+    fn row_of_loads(&mut self, factor: impl Fn(&Column) -> f64, of_rate: f64, op: ComparisonOp) {
+        let factors = self.columns.iter().zip(&self.loads).map(|(column, load)| (*load, factor(column)));
         let all = factors.chain([(self.rate, of_rate)]).filter(|(_, factor)| *factor != 0.0);
-        self.inner.add_constraint(all.collect::<Vec<_>>(), op, bound);
+        self.inner.add_constraint(all.collect::<Vec<_>>(), op, 0.0);
+    }
+
+    /// Σ factor·N ≤ most.
+    fn row_of_counts(&mut self, factor: impl Fn(&Column) -> f64, most: f64) {
+        let mut row: BTreeMap<usize, f64> = BTreeMap::new();
+        for column in self.columns {
+            row.insert(column.candidate, factor(column));
+        }
+        let terms: Vec<(Variable, f64)> = row
+            .into_iter()
+            .filter(|(_, factor)| *factor != 0.0)
+            .map(|(candidate, factor)| (self.counts[&candidate], factor))
+            .collect();
+        self.inner.add_constraint(terms, ComparisonOp::Le, most);
     }
 
     /// Every model carries its share, and every promise is kept.
     fn carry_and_keep(&mut self, problem: &Problem, fractions: &[f64]) {
         for (model, fraction) in fractions.iter().enumerate().filter(|(_, fraction)| **fraction > 0.0) {
             let carried = |column: &Column| if column.model == model { column.rate } else { 0.0 };
-            self.row(carried, -fraction, ComparisonOp::Ge, 0.0);
+            self.row_of_loads(carried, -fraction, ComparisonOp::Ge);
         }
         for (index, target) in problem.slo.iter().enumerate() {
             let part = target.model.as_ref().map_or(1.0, |id| {
@@ -273,7 +352,7 @@ impl<'a> Programme<'a> {
             });
             if part > 0.0 {
                 let allowed = (1.0 - target.percentile.share()) * part;
-                self.row(|column| column.rate * column.over[index], -allowed, ComparisonOp::Le, 0.0);
+                self.row_of_loads(|column| column.rate * column.over[index], -allowed, ComparisonOp::Le);
             }
         }
     }
@@ -289,6 +368,6 @@ fn most_replicas(column: &Column, fractions: &[f64], limits: &Limits, goal: Goal
     let by_stock =
         limits.stock[column.offer].map_or(f64::INFINITY, |stock| (f64::from(stock) / column.gpus).floor());
     let by_money =
-        limits.budget.map_or(f64::INFINITY, |budget| (budget / column.usd_per_hour + 1e-9).floor());
+        limits.money(goal).map_or(f64::INFINITY, |budget| (budget / column.usd_per_hour + 1e-9).floor());
     by_load.min(by_stock).min(by_money)
 }

@@ -9,6 +9,7 @@
 
 pub mod assemble;
 pub mod candidates;
+pub mod database;
 pub mod deployment;
 mod infeasible;
 mod plan;
@@ -19,6 +20,7 @@ pub mod strategies;
 pub mod table;
 pub mod verify;
 
+pub use database::{Database, Shelf};
 pub use infeasible::{Infeasible, Relaxation};
 pub use plan::{PlanError, StrategyResult, compare, plan};
 pub use problem::{GpuOffer, Problem, Progress, QualityInputs, Step};

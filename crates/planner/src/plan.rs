@@ -6,6 +6,7 @@ use rayon::prelude::*;
 
 use crate::assemble::{Parts, assemble, deployment, floor_value, front, in_words, max_rate, shares};
 use crate::candidates::{Candidate, candidates};
+use crate::database::Database;
 use crate::deployment::{Effort, Fleet, Goal, Limits};
 use crate::infeasible::{Infeasible, no_baseline, no_fleet, no_route, nothing_fits};
 use crate::problem::{Problem, Progress, Step};
@@ -57,13 +58,14 @@ struct Ground {
 }
 
 impl Ground {
-    fn prepare(problem: &Problem, progress: Progress<'_>) -> Result<Self, PlanError> {
+    fn prepare(problem: &Problem, database: &Database, progress: Progress<'_>) -> Result<Self, PlanError> {
         let (candidates, misfits) = candidates(problem);
         if candidates.is_empty() {
             return Err(PlanError::Infeasible(nothing_fits(&misfits)));
         }
-        let table = Table::build(problem, &candidates, progress).ok_or(PlanError::Stopped)?;
-        let routes = routes(problem);
+        let (candidates, table) =
+            Table::build(problem, candidates, database, progress).ok_or(PlanError::Stopped)?;
+        let routes = routes(problem, &table.usd_per_query(problem, &candidates));
         if !routes.iter().any(|route| route.admissible) {
             return Err(PlanError::Infeasible(no_route(&routes, floor_value(problem))));
         }
@@ -75,8 +77,13 @@ impl Ground {
 ///
 /// # Errors
 /// If nothing meets the targets, with what would help; if stopped before anything was found.
-pub fn plan(problem: &Problem, strategy: Strategy, progress: Progress<'_>) -> Result<Plan, PlanError> {
-    let ground = Ground::prepare(problem, progress)?;
+pub fn plan(
+    problem: &Problem,
+    strategy: Strategy,
+    database: &Database,
+    progress: Progress<'_>,
+) -> Result<Plan, PlanError> {
+    let ground = Ground::prepare(problem, database, progress)?;
     plan_on(problem, &ground, strategy, progress).map(|(plan, _)| plan)
 }
 
@@ -87,9 +94,10 @@ pub fn plan(problem: &Problem, strategy: Strategy, progress: Progress<'_>) -> Re
 pub fn compare(
     problem: &Problem,
     strategies: &[Strategy],
+    database: &Database,
     progress: Progress<'_>,
 ) -> Result<Vec<StrategyResult>, PlanError> {
-    let ground = Ground::prepare(problem, progress)?;
+    let ground = Ground::prepare(problem, database, progress)?;
     Ok(strategies
         .iter()
         .map(|&strategy| match plan_on(problem, &ground, strategy, progress) {
@@ -363,7 +371,7 @@ impl Attempt {
                 }
             };
             let mut routes = ground.routes.clone();
-            admit(&mut routes, &quality.planning, lower, problem.models.len() <= 2);
+            admit(&mut routes, &quality.planning, lower);
             changes.push(("floor".into(), "-0.01".into(), value(&routes, &limits)));
         }
         let (unit_of_value, better) = if goal == Goal::Cost { ("$/h", -1.0) } else { ("req/s", 1.0) };

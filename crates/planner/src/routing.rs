@@ -1,24 +1,29 @@
 //! The divisions of the load worth considering, with their quality, and which of them keep the floor.
 //!
-//! Two models: a path of 101 policies from "everything to the better model" down in steps of one per cent. The floor is
-//! tested along it at level 1 − confidence and the walk stops at the first failure (fixed-sequence testing), so the chance
-//! that an accepted policy misses the floor on unseen queries is at most 1 − confidence, whichever of them the planner
-//! picks. Three and more models: a grid over the simplex, each point tested at that level divided by the number of points
-//! (Bonferroni), with the same promise.
+//! They lie on paths, each from "everything to the best model" down to "everything to the cheapest", over a subset of the models:
+//! for two models in steps of one per cent of the load; for more along `λ_m = t·price_m`, t growing, the price being what a
+//! query costs on the model's cheapest replica. Where costs add over queries these are the cheapest assignments of each
+//! quality (Lagrange). The floor is tested along a path and the walk stops at the first failure (fixed-sequence testing),
+//! at level (1 − confidence) divided by the number of paths (Bonferroni): so the chance that an accepted policy misses the
+//! floor on unseen queries is at most 1 − confidence, whichever of them the planner picks.
 
 use boute_router::ScoredQueries;
 use boute_router::certify::{Certified, FloorRule, floor_holds};
 use boute_router::decide::Decider;
 use boute_router::policy::{PolicyStats, assign, evaluate, policy_for_fractions};
-use boute_spec::policy::RoutingPolicy;
+use boute_spec::policy::{ModelPenalty, RoutingPolicy};
 use rayon::prelude::*;
 
 use crate::problem::Problem;
 
 /// Steps of the path for two models.
 const PATH_STEPS: usize = 100;
-/// Grid points for three and more models, about.
-const GRID_POINTS: usize = 70;
+/// Prices tried along a path of more, before those that change next to nothing are left out.
+const PRICES: usize = 120;
+/// Two neighbours on such a path differ in at least this much of the load.
+const STRIDE: f64 = 0.02;
+/// Up to this many models every subset has its path; beyond, pairs and all together have.
+const MOST_SUBSETS: usize = 5;
 
 /// One division of the load.
 #[derive(Debug, Clone)]
@@ -29,6 +34,8 @@ pub struct Route {
     pub stats: PolicyStats,
     /// Which model answers each planning query.
     pub assignment: Vec<usize>,
+    /// The path it lies on.
+    pub path: usize,
     /// Level at which the floor is tested.
     pub delta: f64,
     /// The test of the floor; `None` without a floor.
@@ -37,45 +44,54 @@ pub struct Route {
     pub admissible: bool,
 }
 
-/// All divisions, safest first.
+/// All divisions, path by path, each path's safest first. `usd_per_query` prices the models; one that runs nowhere has none.
 ///
 /// # Panics
 /// Never: policies are made of the problem's own models.
-pub fn routes(problem: &Problem) -> Vec<Route> {
+pub fn routes(problem: &Problem, usd_per_query: &[Option<f64>]) -> Vec<Route> {
     let Some(quality) = &problem.quality else { return vec![only_model(problem)] };
     let queries = &quality.planning;
-    let fractions = fractions(queries);
-    let alpha = 1.0 - problem.confidence;
-    let on_path = problem.models.len() <= 2;
-    let delta = if on_path { alpha } else { alpha / fractions.len() as f64 };
-    let mut routes: Vec<Route> = fractions
-        .par_iter()
-        .map(|fractions| {
-            let policy = policy_for_fractions(queries, fractions);
+    let paths = paths(queries, usd_per_query);
+    let delta = (1.0 - problem.confidence) / paths.len().max(1) as f64;
+    let mut routes: Vec<Route> = paths
+        .into_par_iter()
+        .enumerate()
+        .flat_map_iter(|(path, policies)| policies.into_iter().map(move |policy| (path, policy)))
+        .map(|(path, policy)| {
             let decider = Decider::new(&policy, &queries.models).expect("the policy is made of these models");
             let assignment = assign(&decider, queries);
             let stats = evaluate(&assignment, queries);
-            Route { policy, stats, assignment, delta, certified: None, admissible: true }
+            Route { policy, stats, assignment, path, delta, certified: None, admissible: true }
         })
         .collect();
+    thin(&mut routes, problem.models.len());
     if let Some(rule) = problem.floor {
-        admit(&mut routes, queries, rule, on_path);
+        admit(&mut routes, queries, rule);
     }
     routes
 }
 
-/// Tests `rule` and marks what keeps it.
-pub fn admit(routes: &mut [Route], queries: &ScoredQueries, rule: FloorRule, on_path: bool) {
+/// Leaves out neighbours on a path of three and more models that are the same but for a few queries.
+fn thin(routes: &mut Vec<Route>, models: usize) {
+    if models <= 2 {
+        return;
+    }
+    routes.dedup_by(|next, last| {
+        let moved = next.stats.fractions.iter().zip(&last.stats.fractions).map(|(a, b)| (a - b).abs());
+        next.path == last.path && moved.sum::<f64>() / 2.0 < STRIDE
+    });
+}
+
+/// Tests `rule` along every path and marks what keeps it.
+pub fn admit(routes: &mut [Route], queries: &ScoredQueries, rule: FloorRule) {
     routes.par_iter_mut().for_each(|route| {
         let certified = floor_holds(queries, &route.assignment, rule, route.delta);
         route.admissible = certified.holds;
         route.certified = Some(certified);
     });
-    if on_path {
-        let kept = routes.iter().take_while(|route| route.admissible).count();
-        for route in &mut routes[kept..] {
-            route.admissible = false;
-        }
+    for path in routes.chunk_by_mut(|a, b| a.path == b.path) {
+        let kept = path.iter().take_while(|route| route.admissible).count();
+        path[kept..].iter_mut().for_each(|route| route.admissible = false);
     }
 }
 
@@ -87,53 +103,81 @@ fn only_model(problem: &Problem) -> Route {
         policy: RoutingPolicy::Constant { model: problem.models[0].id.clone() },
         stats: PolicyStats { fractions: alone(1.0), quality: 0.0, quality_by_model: alone(0.0) },
         assignment: Vec::new(),
+        path: 0,
         delta: 1.0 - problem.confidence,
         certified: None,
         admissible: true,
     }
 }
 
-/// Shares per model, the best model's first.
-fn fractions(queries: &ScoredQueries) -> Vec<Vec<f64>> {
-    let models = queries.models.len();
+/// Policies per path.
+fn paths(queries: &ScoredQueries, usd_per_query: &[Option<f64>]) -> Vec<Vec<RoutingPolicy>> {
+    let running: Vec<usize> = (0..queries.models.len()).filter(|at| usd_per_query[*at].is_some()).collect();
     let mean = |model: usize| -> f64 { (0..queries.len()).map(|query| queries.actual(query, model)).sum() };
-    let best = (0..models).max_by(|a, b| mean(*a).total_cmp(&mean(*b))).unwrap_or_default();
-    let mut points = match models {
-        1 => vec![vec![1.0]],
-        2 => (0..=PATH_STEPS)
-            .map(|step| {
-                let share = step as f64 / PATH_STEPS as f64;
-                (0..2).map(|model| if model == best { 1.0 - share } else { share }).collect()
-            })
-            .collect(),
-        _ => simplex(models, grid_steps(models)),
+    let by_quality = |models: &[usize]| -> Vec<usize> {
+        let mut models = models.to_vec();
+        models.sort_by(|a, b| mean(*b).total_cmp(&mean(*a)).then(a.cmp(b)));
+        models
     };
-    points.sort_by(|a: &Vec<f64>, b| b[best].total_cmp(&a[best]));
-    points
-}
-
-fn grid_steps(models: usize) -> usize {
-    let points = |steps: usize| (1..models).fold(1.0, |points, k| points * (steps + k) as f64 / k as f64);
-    (2..=20).take_while(|steps| points(*steps) <= GRID_POINTS as f64).last().unwrap_or(2)
-}
-
-/// All vectors of `parts` multiples of 1/`steps` that sum to 1.
-fn simplex(parts: usize, steps: usize) -> Vec<Vec<f64>> {
-    fn fill(parts: usize, left: usize, steps: usize, prefix: &mut Vec<f64>, points: &mut Vec<Vec<f64>>) {
-        if parts == 1 {
-            let last = [prefix.as_slice(), &[left as f64 / steps as f64]].concat();
-            points.push(last);
-            return;
-        }
-        for taken in 0..=left {
-            prefix.push(taken as f64 / steps as f64);
-            fill(parts - 1, left - taken, steps, prefix, points);
-            prefix.pop();
-        }
+    let price = |model: usize| usd_per_query[model].unwrap_or_default();
+    match running[..] {
+        [] => Vec::new(),
+        [only] => vec![vec![constant(queries, only)]],
+        [_, _] if queries.models.len() == 2 => vec![by_shares(queries, &by_quality(&running))],
+        _ => subsets(&running).iter().map(|subset| by_prices(queries, &by_quality(subset), price)).collect(),
     }
-    let mut points = Vec::new();
-    fill(parts, steps, steps, &mut Vec::new(), &mut points);
-    points
+}
+
+fn constant(queries: &ScoredQueries, model: usize) -> RoutingPolicy {
+    RoutingPolicy::Constant { model: queries.models[model].clone() }
+}
+
+/// From the better of two models to the other, in equal steps of the load.
+fn by_shares(queries: &ScoredQueries, models: &[usize]) -> Vec<RoutingPolicy> {
+    let share_of_other = |step: usize| step as f64 / PATH_STEPS as f64;
+    let policy = |share: f64| {
+        let fractions: Vec<f64> =
+            (0..2).map(|model| if model == models[0] { 1.0 - share } else { share }).collect();
+        policy_for_fractions(queries, &fractions)
+    };
+    (0..=PATH_STEPS).into_par_iter().map(|step| policy(share_of_other(step))).collect()
+}
+
+/// From the best of `models` to the cheapest, with growing prices.
+fn by_prices(queries: &ScoredQueries, models: &[usize], price: impl Fn(usize) -> f64) -> Vec<RoutingPolicy> {
+    let prices: Vec<f64> = models.iter().map(|model| price(*model)).collect();
+    let dearest = prices.iter().copied().fold(f64::MIN_POSITIVE, f64::max);
+    let mut sorted = prices.clone();
+    sorted.sort_unstable_by(f64::total_cmp);
+    let narrowest =
+        sorted.windows(2).map(|pair| pair[1] - pair[0]).filter(|gap| *gap > 0.0).fold(dearest, f64::min);
+    // Scores lie in [0, 1]: beyond this the cheapest model answers everything.
+    let (least, most) = (1e-3, (1.1 * dearest / narrowest).min(100.0));
+    let at = |step: usize| least * f64::powf(most / least, step as f64 / (PRICES - 1) as f64);
+    let priced = (0..PRICES).map(at).map(|t| {
+        let penalties = models.iter().zip(&prices).map(|(model, price)| ModelPenalty {
+            model: queries.models[*model].clone(),
+            lambda: t * price / dearest,
+        });
+        RoutingPolicy::Utility { penalties: penalties.collect() }
+    });
+    let cheapest = models.iter().copied().min_by(|a, b| price(*a).total_cmp(&price(*b)));
+    let ends = cheapest.map(|model| constant(queries, model));
+    [constant(queries, models[0])].into_iter().chain(priced).chain(ends).collect()
+}
+
+/// The subsets of two and more models that have a path.
+fn subsets(models: &[usize]) -> Vec<Vec<usize>> {
+    let every = || {
+        (1_usize..1 << models.len())
+            .map(|mask| (0..models.len()).filter(|at| mask >> at & 1 == 1).map(|at| models[at]).collect())
+            .collect::<Vec<Vec<usize>>>()
+    };
+    if models.len() <= MOST_SUBSETS {
+        return every().into_iter().filter(|subset| subset.len() > 1).collect();
+    }
+    let pairs = models.iter().enumerate().flat_map(|(at, a)| models[at + 1..].iter().map(|b| vec![*a, *b]));
+    pairs.chain([models.to_vec()]).collect()
 }
 
 #[cfg(test)]
@@ -141,10 +185,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_grid_covers_the_simplex() {
-        let points = simplex(3, 4);
-        assert_eq!(points.len(), 15);
-        assert!(points.iter().all(|point| (point.iter().sum::<f64>() - 1.0).abs() < 1e-12));
-        assert!(grid_steps(3) >= 10 && grid_steps(10) >= 2);
+    fn few_models_have_every_subset_and_many_have_pairs() {
+        assert_eq!(subsets(&[0, 2, 3]), [vec![0, 2], vec![0, 3], vec![2, 3], vec![0, 2, 3]]);
+        assert_eq!(subsets(&(0..10).collect::<Vec<_>>()).len(), 46);
     }
 }

@@ -5,10 +5,13 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 
 use crate::candidates::Candidate;
-use crate::deployment::{Effort, Fleet, Goal, Limits, assess, columns, solve};
+use crate::deployment::{Effort, Fleet, Goal, Limits, NoFleet, assess, columns, solve};
 use crate::problem::{Problem, Progress, Step};
 use crate::routing::Route;
 use crate::table::Table;
+
+/// A division is solved for a gain of at least this part over the best so far.
+const WORTH: f64 = 5e-4;
 
 /// A route and its fleet.
 #[derive(Debug, Clone)]
@@ -38,11 +41,16 @@ impl Search<'_> {
             stock: self.problem.offers.iter().map(|offer| offer.stock).collect(),
             looser: false,
             allowed: vec![true; self.candidates.len()],
+            beat: None,
         }
     }
 
     /// The best fleet for one route.
     pub fn fleet(&self, route: &Route, limits: &Limits, goal: Goal, effort: Effort) -> Option<Fleet> {
+        self.solve(route, limits, goal, effort).ok()
+    }
+
+    fn solve(&self, route: &Route, limits: &Limits, goal: Goal, effort: Effort) -> Result<Fleet, NoFleet> {
         let fractions = &route.stats.fractions;
         let columns = columns(self.candidates, self.table.levels(fractions), limits, fractions);
         solve(self.problem, &columns, fractions, limits, goal, effort)
@@ -82,8 +90,8 @@ impl Search<'_> {
         let total = relaxed.len() as u64;
         // Two at a time, as many as the machine is planned to have; the result does not depend on it.
         for (done, pair) in (0_u64..).zip(relaxed.chunks(2)) {
-            let incumbent = best.as_ref().map_or(f64::INFINITY, |(value, _)| *value);
-            if pair[0].1 >= incumbent - 1e-9 {
+            let to_beat = best.as_ref().map(|(value, _)| sign * value * (1.0 - sign * WORTH));
+            if to_beat.is_some_and(|value| pair[0].1 >= sign * value) {
                 proven = proven.min(pair[0].1);
                 break;
             }
@@ -98,10 +106,25 @@ impl Search<'_> {
                 proven = proven.min(pair[0].1);
                 break;
             }
-            let solved: Vec<Option<Fleet>> =
-                pair.par_iter().map(|(route, _)| self.fleet(&routes[*route], limits, goal, effort)).collect();
+            // What cannot beat the best so far need not be solved to its end.
+            let limits = Limits { beat: to_beat, ..limits.clone() };
+            let solved: Vec<Result<Fleet, NoFleet>> = pair
+                .par_iter()
+                .map(|(route, _)| self.solve(&routes[*route], &limits, goal, effort))
+                .collect();
             for ((route, relaxation), fleet) in pair.iter().zip(solved) {
-                let Some(fleet) = fleet else { continue };
+                let fleet = match fleet {
+                    Ok(fleet) => fleet,
+                    Err(NoFleet::Infeasible) => {
+                        proven =
+                            proven.min(to_beat.map_or(f64::INFINITY, |value| sign * value).max(*relaxation));
+                        continue;
+                    }
+                    Err(NoFleet::NotFound) => {
+                        proven = proven.min(*relaxation);
+                        continue;
+                    }
+                };
                 proven = proven.min((sign * fleet.bound).max(*relaxation));
                 let value = sign * fleet.value;
                 if best.as_ref().is_none_or(|(incumbent, _)| value < incumbent - 1e-9) {

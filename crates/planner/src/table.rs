@@ -7,6 +7,10 @@
 //! With `lengths: quality` the lengths a model sees depend on which queries are routed to it; the table is then made for
 //! a few routings, and a routing uses the table of the nearest.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use boute_perf::{Calibration, ReplicaModel};
 use boute_router::decide::Decider;
 use boute_router::policy::{assign, policy_for_fractions};
@@ -14,13 +18,14 @@ use boute_sim::fleet::replica;
 use boute_sim::{ReplicaSpec, Request, simulate};
 use boute_spec::file::Lengths;
 use boute_spec::outcome::RequestOutcome;
-use boute_spec::slo::SloTarget;
+use boute_spec::slo::{Metric, SloTarget};
 use boute_spec::units::SimTime;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
 use crate::candidates::{Candidate, share_for};
+use crate::database::{Book, Database, Entry, Record, StreamDigest, replica_digest};
 use crate::problem::{Problem, Progress, Step};
 
 /// Loads, as shares of what the replica can carry when it is never idle.
@@ -29,8 +34,11 @@ const LOADS: [f64; 12] = [0.05, 0.12, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.78, 0.86, 
 const REQUESTS: usize = 4_000;
 /// Beyond a load at which more than this share of requests is over some limit, higher loads are not simulated.
 const HOPELESS: f64 = 0.5;
-/// Requests to find what a replica can carry.
+/// Below a load at which at most this share is over every limit, lower loads have nothing to offer.
+const NEGLIGIBLE: f64 = 1e-3;
+/// Requests to find what a replica can carry, and how fast it is alone.
 const CAPACITY_REQUESTS: usize = 300;
+const ALONE_REQUESTS: usize = 40;
 /// Second set of limits, for what a looser promise is worth.
 pub(crate) const LOOSER: f64 = 1.1;
 /// Shares of the second of two models at which conditional lengths are tabulated.
@@ -49,7 +57,7 @@ pub struct Level {
     pub reached_s: Vec<f64>,
 }
 
-/// Levels per candidate, ascending in rate, for one length mix.
+/// Levels per candidate, ascending in rate, for one length mix; none for a candidate whose model has no share in it.
 pub type Levels = Vec<Vec<Level>>;
 
 /// The table.
@@ -60,43 +68,138 @@ pub struct Table {
 }
 
 impl Table {
-    /// Simulates all candidates at all loads. `None` if told to stop.
-    pub fn build(problem: &Problem, candidates: &[Candidate], progress: Progress<'_>) -> Option<Self> {
+    /// Simulates what is not in the database: every candidate that is not dominated, at the loads that matter for the
+    /// promises. Returns those candidates and their table; `None` if told to stop.
+    ///
+    /// A candidate is dominated if another of the same model and GPU type with no more GPUs carries as much per GPU and is
+    /// as fast alone, under every length mix.
+    pub fn build(
+        problem: &Problem,
+        candidates: Vec<Candidate>,
+        database: &Database,
+        progress: Progress<'_>,
+    ) -> Option<(Vec<Candidate>, Self)> {
         let mixes = mixes(problem);
-        let total = (mixes.len() * candidates.len()) as u64;
-        let done = std::sync::atomic::AtomicU64::new(0);
-        let jobs: Vec<(usize, usize)> = (0..mixes.len())
-            .flat_map(|mix| (0..candidates.len()).map(move |candidate| (mix, candidate)))
-            .collect();
-        let levels: Option<Vec<Vec<Level>>> = jobs
-            .par_iter()
-            .map(|&(mix, candidate)| {
-                let levels =
-                    levels(problem, &candidates[candidate], &mixes[mix].1[candidates[candidate].model]);
-                let done = done.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
-                let stop =
-                    progress(&Step { message: "simulating replica configurations".into(), done, total });
-                (!stop).then_some(levels)
+        let desks: Vec<Vec<Option<Desk<'_>>>> = mixes
+            .iter()
+            .map(|(fractions, lengths)| {
+                let shared = fractions.iter().zip(lengths);
+                shared
+                    .map(|(fraction, tokens)| (*fraction > 0.0).then(|| Desk::new(problem, tokens, database)))
+                    .collect()
             })
             .collect();
-        let mut levels = levels?.into_iter();
-        let mixes = mixes
-            .into_iter()
-            .map(|(fractions, _)| (fractions, levels.by_ref().take(candidates.len()).collect()))
+        let jobs = |candidates: &[Candidate]| -> Vec<(usize, usize)> {
+            let all = (0..mixes.len()).flat_map(|mix| (0..candidates.len()).map(move |at| (mix, at)));
+            all.filter(|(mix, at)| desks[*mix][candidates[*at].model].is_some()).collect()
+        };
+        let desk = |mix: usize, candidate: &Candidate| desks[mix][candidate.model].as_ref();
+        let pairs = jobs(&candidates);
+        let told = Told { progress, done: AtomicU64::new(0), total: pairs.len() as u64 };
+        let alone: Option<Vec<Entry>> = pairs
+            .par_iter()
+            .map(|(mix, at)| {
+                let candidate = &candidates[*at];
+                told.goes_on("measuring replica configurations")
+                    .then(|| desk(*mix, candidate).map(|desk| desk.entry(candidate)))?
+            })
             .collect();
-        Some(Self { mixes })
+        let alone = alone?;
+        let mut known: Vec<Vec<Entry>> = vec![Vec::new(); candidates.len()];
+        for ((_, at), entry) in pairs.iter().zip(alone) {
+            known[*at].push(entry);
+        }
+        let keep: Vec<bool> = (0..candidates.len()).map(|at| !dominated(at, &candidates, &known)).collect();
+        let mut kept = keep.iter();
+        let candidates: Vec<Candidate> =
+            candidates.into_iter().filter(|_| kept.next().is_some_and(|kept| *kept)).collect();
+        let pairs = jobs(&candidates);
+        let told = Told { progress, done: AtomicU64::new(0), total: pairs.len() as u64 };
+        let levels: Option<Vec<Vec<Level>>> = pairs
+            .par_iter()
+            .map(|(mix, at)| {
+                let candidate = &candidates[*at];
+                told.goes_on("simulating replica configurations")
+                    .then(|| desk(*mix, candidate).map(|desk| desk.levels(candidate)))?
+            })
+            .collect();
+        database.keep();
+        let mut table: Vec<(Vec<f64>, Levels)> = mixes
+            .iter()
+            .map(|(fractions, _)| (fractions.clone(), vec![Vec::new(); candidates.len()]))
+            .collect();
+        for ((mix, at), levels) in pairs.into_iter().zip(levels?) {
+            table[mix].1[at] = levels;
+        }
+        Some((candidates, Self { mixes: table }))
     }
 
-    /// The levels to use for a routing with these load fractions.
+    /// What a query costs on each model's cheapest replica that keeps the promises alone; where none does, on the cheapest.
+    /// `None` for a model that runs nowhere.
+    pub fn usd_per_query(&self, problem: &Problem, candidates: &[Candidate]) -> Vec<Option<f64>> {
+        let keeps = |level: &&Level| {
+            let allowed = problem.slo.iter().map(|target| 1.0 - target.percentile.share());
+            level.over.iter().zip(allowed).all(|(over, allowed)| *over <= allowed)
+        };
+        let cheapest = |model: usize, keeping: bool| {
+            self.mixes
+                .iter()
+                .flat_map(|(_, levels)| candidates.iter().zip(levels))
+                .filter(|(candidate, _)| candidate.model == model)
+                .flat_map(|(candidate, levels)| {
+                    let usable = levels.iter().filter(|level| !keeping || keeps(level));
+                    usable.map(|level| candidate.usd_per_hour / 3600.0 / level.rate)
+                })
+                .min_by(f64::total_cmp)
+        };
+        (0..problem.models.len())
+            .map(|model| cheapest(model, true).or_else(|| cheapest(model, false)))
+            .collect()
+    }
+
+    /// The levels to use for a routing with these load fractions: the nearest mix in which all its models have a share.
     ///
     /// # Panics
-    /// Never: a table has at least one mix.
+    /// Never: a table has a mix in which every model has a share.
     pub fn levels(&self, fractions: &[f64]) -> &Levels {
+        let covers = |other: &[f64]| other.iter().zip(fractions).all(|(a, b)| *b <= 0.0 || *a > 0.0);
         let distance =
             |other: &[f64]| -> f64 { other.iter().zip(fractions).map(|(a, b)| (a - b).abs()).sum() };
-        let nearest = self.mixes.iter().min_by(|a, b| distance(&a.0).total_cmp(&distance(&b.0)));
-        &nearest.expect("a table has at least one mix").1
+        let covering = self.mixes.iter().filter(|(other, _)| covers(other));
+        let nearest = covering.min_by(|a, b| distance(&a.0).total_cmp(&distance(&b.0)));
+        &nearest.expect("a table has a mix in which every model has a share").1
     }
+}
+
+/// Progress of parallel work.
+struct Told<'a> {
+    progress: Progress<'a>,
+    done: AtomicU64,
+    total: u64,
+}
+
+impl Told<'_> {
+    fn goes_on(&self, message: &str) -> bool {
+        let done = self.done.fetch_add(1, Ordering::Relaxed) + 1;
+        !(self.progress)(&Step { message: message.into(), done, total: self.total })
+    }
+}
+
+/// Whether another candidate makes this one pointless; `known` in the order of candidates, one entry per mix.
+fn dominated(at: usize, candidates: &[Candidate], known: &[Vec<Entry>]) -> bool {
+    let per_gpu =
+        |at: usize, mix: usize| known[at][mix].capacity_micro as f64 / f64::from(candidates[at].gpus());
+    let no_worse = |a: usize, b: usize| {
+        candidates[a].model == candidates[b].model
+            && candidates[a].offer == candidates[b].offer
+            && candidates[a].gpus() <= candidates[b].gpus()
+            && (0..known[a].len()).all(|mix| {
+                let (alone, other) = (known[a][mix].alone_us, known[b][mix].alone_us);
+                per_gpu(a, mix) >= per_gpu(b, mix) && alone[0] <= other[0] && alone[1] <= other[1]
+            })
+    };
+    (0..candidates.len())
+        .any(|other| other != at && no_worse(other, at) && (!no_worse(at, other) || other < at))
 }
 
 /// (prompt, answer) tokens in the order in which a model sees them.
@@ -147,26 +250,98 @@ fn anchors(models: usize) -> Vec<Vec<f64>> {
     alone.chain([vec![1.0 / models as f64; models]]).collect()
 }
 
-fn levels(problem: &Problem, candidate: &Candidate, tokens: &Tokens) -> Vec<Level> {
-    let mean = |pick: fn(&(u32, u32)) -> u32| {
-        tokens.iter().map(|lengths| f64::from(pick(lengths))).sum::<f64>() / tokens.len() as f64
-    };
-    let share = share_for(candidate.config.model.id.clone(), mean(|at| at.0), mean(|at| at.1));
-    let spec = replica(&candidate.group(1, 0.0), &candidate.config.model, &candidate.config.gpu, 0, &share)
-        .expect("candidates fit");
-    let at_once: Vec<Arrival> =
-        cycle(problem, tokens).take(CAPACITY_REQUESTS).map(|lengths| (SimTime::ZERO, lengths)).collect();
-    let capacity = CAPACITY_REQUESTS as f64 / makespan_s(&run(&spec, &at_once));
-    let mut levels: Vec<Level> = Vec::with_capacity(LOADS.len());
-    for load in LOADS {
-        let arrivals = stream(problem, tokens, load * capacity);
-        let outcomes = run(&spec, &arrivals);
-        levels.push(level(problem, candidate.model, load * capacity, &outcomes));
-        if levels[levels.len() - 1].over.iter().any(|over| *over > HOPELESS) {
-            break;
-        }
+/// One stream of requests, and where what is known of it is kept.
+struct Desk<'a> {
+    problem: &'a Problem,
+    tokens: &'a Tokens,
+    /// Mean prompt and answer.
+    means: (f64, f64),
+    book: Arc<Book>,
+}
+
+impl<'a> Desk<'a> {
+    fn new(problem: &'a Problem, tokens: &'a Tokens, database: &Database) -> Self {
+        let mean = |pick: fn(&(u32, u32)) -> u32| {
+            tokens.iter().map(|lengths| f64::from(pick(lengths))).sum::<f64>() / tokens.len() as f64
+        };
+        let arrivals = problem.planning_trace.requests().iter().map(|request| request.arrival);
+        let drawn_by = format!("{:?} {} {}", problem.lengths, problem.seed, problem.rate);
+        let book = database.book(&StreamDigest::new(arrivals, tokens, &drawn_by));
+        Self { problem, tokens, means: (mean(|at| at.0), mean(|at| at.1)), book }
     }
-    levels
+
+    fn replica(&self, candidate: &Candidate) -> ReplicaSpec<ReplicaModel> {
+        let share = share_for(candidate.config.model.id.clone(), self.means.0, self.means.1);
+        replica(&candidate.group(1, 0.0), &candidate.config.model, &candidate.config.gpu, 0, &share)
+            .expect("candidates fit")
+    }
+
+    /// What is known of a candidate; its capacity and its speed alone are measured if nothing is.
+    fn entry(&self, candidate: &Candidate) -> Entry {
+        let name = replica_digest(&candidate.config);
+        self.book.entry(&name).unwrap_or_else(|| {
+            let spec = self.replica(candidate);
+            let lengths = || cycle(self.problem, self.tokens);
+            let at_once: Vec<Arrival> =
+                lengths().take(CAPACITY_REQUESTS).map(|lengths| (SimTime::ZERO, lengths)).collect();
+            let capacity = CAPACITY_REQUESTS as f64 / makespan_s(&run(&spec, &at_once));
+            // Apart by more than any request takes.
+            let apart = SimTime::from_seconds(3600.0);
+            let spaced = lengths().take(ALONE_REQUESTS).scan(SimTime::ZERO, |at, lengths| {
+                *at += apart;
+                Some((*at, lengths))
+            });
+            let alone = run(&spec, &spaced.collect::<Vec<_>>());
+            let mean_us = |metric: Metric| {
+                let sum: f64 = alone.iter().map(|outcome| outcome.metric_s(metric)).sum();
+                (sum / alone.len() as f64 * 1e6).round() as u64
+            };
+            let entry = Entry {
+                capacity_micro: (capacity * 1e6).round() as u64,
+                alone_us: [mean_us(Metric::Ttft), mean_us(Metric::E2e)],
+                records: BTreeMap::new(),
+            };
+            self.book.put(&name, entry.clone());
+            entry
+        })
+    }
+
+    /// Levels at the loads that matter: from the highest at which next to nothing is over a limit to the first hopeless one.
+    fn levels(&self, candidate: &Candidate) -> Vec<Level> {
+        let mut entry = self.entry(candidate);
+        let before = entry.records.len();
+        let spec = self.replica(candidate);
+        let mut level = |load: usize| {
+            let rate = LOADS[load] * entry.capacity_micro as f64 * 1e-6;
+            let record = entry
+                .records
+                .entry(load)
+                .or_insert_with(|| Record::new(&run(&spec, &stream(self.problem, self.tokens, rate))));
+            level(self.problem, candidate.model, rate, record)
+        };
+        let negligible = |level: &Level| level.over.iter().all(|over| *over <= NEGLIGIBLE);
+        // Shares over a limit grow with the load: bisection finds the last load at which they are negligible.
+        let (mut first, mut end) = (0, LOADS.len());
+        while first + 1 < end {
+            let middle = usize::midpoint(first, end);
+            if negligible(&level(middle)) {
+                first = middle;
+            } else {
+                end = middle;
+            }
+        }
+        let mut levels: Vec<Level> = Vec::new();
+        for load in first..LOADS.len() {
+            levels.push(level(load));
+            if levels[levels.len() - 1].over.iter().any(|over| *over > HOPELESS) {
+                break;
+            }
+        }
+        if entry.records.len() > before {
+            self.book.put(&replica_digest(&candidate.config), entry);
+        }
+        levels
+    }
 }
 
 type Arrival = (SimTime, (u32, u32));
@@ -222,33 +397,17 @@ fn stream(problem: &Problem, tokens: &Tokens, rate: f64) -> Vec<Arrival> {
         .collect()
 }
 
-fn level(problem: &Problem, model: usize, rate: f64, outcomes: &[RequestOutcome]) -> Level {
+fn level(problem: &Problem, model: usize, rate: f64, record: &Record) -> Level {
     let applies = |target: &SloTarget| target.model.as_ref().is_none_or(|id| *id == problem.models[model].id);
     let over = |factor: f64| {
-        problem
-            .slo
-            .iter()
-            .map(|target| {
-                if !applies(target) || outcomes.is_empty() {
-                    return 0.0;
-                }
-                let limit = target.limit_s.get() * factor;
-                let over = outcomes.iter().filter(|outcome| outcome.metric_s(target.metric) > limit).count();
-                over as f64 / outcomes.len() as f64
-            })
-            .collect()
+        let share = |target: &SloTarget| {
+            if applies(target) { record.over(target.metric, target.limit_s.get() * factor) } else { 0.0 }
+        };
+        problem.slo.iter().map(share).collect()
     };
-    let reached_s = problem
-        .slo
-        .iter()
-        .map(|target| {
-            let mut values: Vec<f64> =
-                outcomes.iter().map(|outcome| outcome.metric_s(target.metric)).collect();
-            values.sort_unstable_by(f64::total_cmp);
-            boute_spec::outcome::quantile(&values, target.percentile.share())
-        })
-        .collect();
-    Level { rate, over: over(1.0), over_looser: over(LOOSER), reached_s }
+    let reached_s =
+        problem.slo.iter().map(|target| record.quantile_s(target.metric, target.percentile.share()));
+    Level { rate, over: over(1.0), over_looser: over(LOOSER), reached_s: reached_s.collect() }
 }
 
 /// How far off predictions for a candidate may be.

@@ -14,6 +14,7 @@ use boute_spec::outcome::{Outcome, OutcomeSource};
 use boute_spec::plan::Plan;
 use boute_spec::workload::Split;
 
+use crate::cache::database;
 use crate::commands::mock::bind;
 use crate::commands::plan::{held_out_curve, write_plan};
 use crate::failure::{Ending, Failure};
@@ -56,7 +57,7 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
         printer.say(note);
     }
     let progress = Progress::new(printer.quiet);
-    let results = compare(&loaded.problem, &STRATEGIES, &|step| {
+    let results = compare(&loaded.problem, &STRATEGIES, &database(), &|step| {
         progress.at(&step.message, step.done, step.total);
         false
     });

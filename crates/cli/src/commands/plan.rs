@@ -8,6 +8,7 @@ use boute_render::terminal::plan_summary;
 use boute_router::policy::quality_curve;
 use boute_spec::plan::Plan;
 
+use crate::cache::database;
 use crate::failure::{Ending, Failure};
 use crate::files::write_whole;
 use crate::load::{Choices, Loaded, load, router_file_of};
@@ -70,7 +71,7 @@ pub(crate) fn solve(loaded: &Loaded, strategy: Strategy, printer: Printer) -> Re
     let runtime = tokio::runtime::Runtime::new().map_err(Failure::unexpected)?;
     catch_ctrl_c(&runtime);
     let progress = Progress::new(printer.quiet);
-    let result = plan(&loaded.problem, strategy, &|step| {
+    let result = plan(&loaded.problem, strategy, &database(), &|step| {
         progress.at(&step.message, step.done, step.total);
         stop_requested()
     });
