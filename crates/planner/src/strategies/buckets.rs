@@ -13,7 +13,9 @@
 //! and one solve finds the optimum. Mélange has a 0/1 variable per slice; slices of a bucket are alike, so here each
 //! (bucket, configuration) has one whole number.
 
-use microlp::{ComparisonOp, Error, OptimizationDirection, Problem, SolveOptions, Variable};
+use microlp::{ComparisonOp, Error, OptimizationDirection, Problem, SolutionStatus, SolveOptions, Variable};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 
 use crate::deployment::Goal;
 
@@ -22,9 +24,14 @@ const MOST_COPIES: f64 = 10_000.0;
 /// Nodes of one branch and bound, at most; the bound is stated where that is not enough.
 const NODES: u64 = 20_000;
 /// Nodes spent on showing that slices do not fit into given copies.
-const SLICE_NODES: u64 = 60;
+const SLICE_NODES: u64 = 250;
 /// Copies into which slices are tried to be fitted, at most.
 const MOST_BRANCHES: u32 = 100;
+/// A move that leaves no more than this part of the overload is taken without a look at the others.
+const ENOUGH: f64 = 0.2;
+/// Restarts of the search for a fit, and random moves of each.
+const KICKS: u32 = 30;
+const KICK_MOVES: u32 = 3;
 /// Rounding error of a sum of loads.
 const EPSILON: f64 = 1e-6;
 
@@ -103,8 +110,10 @@ impl Buckets {
     /// The most that the budget and the stock serve. With requests as the demand, `1 / value` is the makespan in seconds.
     /// `None` if nothing serves some bucket.
     pub fn fastest(&self) -> Option<Assignment> {
-        let most = self.configurations.iter().map(|it| (0, self.most_copies(it, Goal::Rate))).collect::<Vec<_>>();
-        Programme::new(self, Goal::Rate, None, &most).solve(NODES).ok()
+        let most =
+            self.configurations.iter().map(|it| (0, self.most_copies(it, Goal::Rate))).collect::<Vec<_>>();
+        let found = Programme::new(self, Goal::Rate, None, &most).solve(NODES).ok()?;
+        (found.value > EPSILON).then_some(found)
     }
 
     fn cheapest_with(&self, fewest: &[u32]) -> Option<Assignment> {
@@ -119,7 +128,7 @@ impl Buckets {
         let fixed: Vec<(u32, u32)> = divisible.copies.iter().map(|copies| (*copies, *copies)).collect();
         // What could serve the most with these copies leaves them the same room everywhere.
         let balanced = Programme::new(self, Goal::Rate, None, &fixed).solve(NODES)?;
-        if let Some(parts) = Slices::rounded(self, &balanced, slices).repaired() {
+        if let Some(parts) = Slices::rounded(self, &balanced, slices).fitted() {
             return Ok(parts);
         }
         Programme::new(self, Goal::Cost, Some(slices), &fixed).solve(SLICE_NODES).map(|whole| whole.parts)
@@ -238,13 +247,17 @@ impl<'a> Programme<'a> {
         let configurations = &self.buckets.configurations;
         let rent = copies.iter().zip(configurations).map(|(n, it)| f64::from(*n) * it.usd_per_hour);
         let value = if self.goal == Goal::Cost { rent.sum() } else { rate };
-        let bound = solution.stats().best_bound.unwrap_or(value);
-        let bound = if self.goal == Goal::Cost { bound.min(value) } else { bound.max(value) };
+        let bound = match (solution.status(), solution.stats().best_bound, self.goal) {
+            (SolutionStatus::Optimal, ..) | (_, None, _) => value,
+            (_, Some(bound), Goal::Cost) => bound.min(value),
+            (_, Some(bound), Goal::Rate) => bound.max(value),
+        };
         Ok(Assignment { copies, parts, value, bound })
     }
 }
 
 /// Slices of each bucket on each configuration, with given copies.
+#[derive(Clone)]
 struct Slices<'a> {
     buckets: &'a Buckets,
     copies: &'a [u32],
@@ -270,7 +283,9 @@ impl<'a> Slices<'a> {
             let exact: Vec<f64> = parts.iter().map(|part| part * f64::from(slices)).collect();
             let mut counts: Vec<u32> = exact.iter().map(|exact| (exact + EPSILON).floor() as u32).collect();
             let mut order: Vec<usize> = (0..exact.len()).collect();
-            order.sort_by(|a, b| (exact[*b] - f64::from(counts[*b])).total_cmp(&(exact[*a] - f64::from(counts[*a]))));
+            order.sort_by(|a, b| {
+                (exact[*b] - f64::from(counts[*b])).total_cmp(&(exact[*a] - f64::from(counts[*a])))
+            });
             let missing = slices.saturating_sub(counts.iter().sum());
             order.iter().take(missing as usize).for_each(|at| counts[*at] += 1);
             counts
@@ -291,45 +306,70 @@ impl<'a> Slices<'a> {
         self.buckets.demand[bucket] / self.buckets.configurations[at].rates[bucket] / f64::from(self.slices)
     }
 
-    /// The loads after `moves`.
-    fn moved(&self, moves: &[Move]) -> Vec<f64> {
-        let mut loads = self.loads.clone();
+    /// By how much the loads exceed the copies, after `moves`.
+    fn overload(&self, moves: &[Move]) -> f64 {
+        let after = |at: usize| {
+            let taken =
+                moves.iter().filter(|it| it.from == at).map(|it| self.load(it.bucket, at)).sum::<f64>();
+            let given = moves.iter().filter(|it| it.to == at).map(|it| self.load(it.bucket, at)).sum::<f64>();
+            (self.loads[at] - taken + given - f64::from(self.copies[at]) - EPSILON).max(0.0)
+        };
+        (0..self.loads.len()).map(after).sum()
+    }
+
+    fn make(&mut self, moves: &[Move]) {
         for it in moves {
-            loads[it.from] -= self.load(it.bucket, it.from);
-            loads[it.to] += self.load(it.bucket, it.to);
+            self.loads[it.from] -= self.load(it.bucket, it.from);
+            self.loads[it.to] += self.load(it.bucket, it.to);
+            self.counts[it.bucket][it.from] -= 1;
+            self.counts[it.bucket][it.to] += 1;
         }
-        loads
     }
 
-    /// By how much `loads` exceed the copies.
-    fn overload(&self, loads: &[f64]) -> f64 {
-        loads.iter().zip(self.copies).map(|(load, copies)| (load - f64::from(*copies) - EPSILON).max(0.0)).sum()
-    }
-
-    /// Single moves and then pairs of moves, the best first, until everything fits or nothing helps.
-    fn repaired(mut self) -> Option<Vec<Vec<f64>>> {
-        loop {
-            let overload = self.overload(&self.loads);
-            if overload == 0.0 {
+    /// Moves slices until everything fits: downhill, and where that ends a few random moves and downhill again.
+    fn fitted(mut self) -> Option<Vec<Vec<f64>>> {
+        let mut rng = ChaCha8Rng::seed_from_u64(0);
+        self.descend();
+        for _ in 0..KICKS {
+            if self.overload(&[]) == 0.0 {
                 let part = |count: &u32| f64::from(*count) / f64::from(self.slices);
                 return Some(self.counts.iter().map(|counts| counts.iter().map(part).collect()).collect());
             }
+            let mut other = self.clone();
+            for _ in 0..KICK_MOVES {
+                let moves = other.moves();
+                other.make(&[*moves.get(rng.random_range(0..moves.len().max(1)))?]);
+            }
+            other.descend();
+            if other.overload(&[]) <= self.overload(&[]) {
+                self = other;
+            }
+        }
+        None
+    }
+
+    /// Single moves, and pairs where none helps, the best first, until everything fits or nothing helps.
+    fn descend(&mut self) {
+        loop {
+            let overload = self.overload(&[]);
+            if overload == 0.0 {
+                return;
+            }
             let moves = self.moves();
-            let single = self.best(moves.iter().map(|it| vec![*it]));
-            let single = single.filter(|(left, _)| *left < overload - EPSILON);
+            let better = |best: Option<(f64, Vec<Move>)>| best.filter(|(left, _)| *left < overload - EPSILON);
+            let single = || better(self.best(moves.iter().map(|it| [*it])));
             let pairs = || {
-                let from_full = moves.iter().filter(|it| self.loads[it.from] > f64::from(self.copies[it.from]));
-                self.best(from_full.flat_map(|one| moves.iter().map(|other| vec![*one, *other])))
+                let full = |it: &&Move| self.loads[it.from] > f64::from(self.copies[it.from]);
+                let pairs =
+                    moves.iter().filter(full).flat_map(|one| moves.iter().map(|other| [*one, *other]));
+                // Two moves of the last slice of a bucket are one too many.
+                let possible = |[a, b]: &[Move; 2]| {
+                    (a.bucket, a.from) != (b.bucket, b.from) || self.counts[a.bucket][a.from] > 1
+                };
+                better(self.best(pairs.filter(possible)))
             };
-            let (left, best) = single.or_else(pairs)?;
-            if left >= overload - EPSILON {
-                return None;
-            }
-            self.loads = self.moved(&best);
-            for it in best {
-                self.counts[it.bucket][it.from] -= 1;
-                self.counts[it.bucket][it.to] += 1;
-            }
+            let Some((_, best)) = single().or_else(pairs) else { return };
+            self.make(&best);
         }
     }
 
@@ -345,13 +385,19 @@ impl<'a> Slices<'a> {
         (0..self.counts.len()).flat_map(of).filter(|it| it.from != it.to).collect()
     }
 
-    fn best(&self, moves: impl Iterator<Item = Vec<Move>>) -> Option<(f64, Vec<Move>)> {
-        // Two moves of the last slice of a bucket are one too many.
-        let possible = |moves: &Vec<Move>| match moves[..] {
-            [a, b] if (a.bucket, a.from) == (b.bucket, b.from) => self.counts[a.bucket][a.from] > 1,
-            _ => true,
-        };
-        let scored = moves.filter(possible).map(|moves| (self.overload(&self.moved(&moves)), moves));
-        scored.min_by(|a, b| a.0.total_cmp(&b.0))
+    /// The first moves that do enough, or those that do most.
+    fn best<const N: usize>(&self, moves: impl Iterator<Item = [Move; N]>) -> Option<(f64, Vec<Move>)> {
+        let enough = self.overload(&[]) * ENOUGH;
+        let mut best: Option<(f64, [Move; N])> = None;
+        for moves in moves {
+            let left = self.overload(&moves);
+            if best.is_none_or(|(least, _)| left < least) {
+                best = Some((left, moves));
+            }
+            if left <= enough {
+                break;
+            }
+        }
+        best.map(|(left, moves)| (left, moves.to_vec()))
     }
 }

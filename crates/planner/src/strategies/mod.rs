@@ -5,6 +5,7 @@ mod alternating;
 mod blackbox;
 pub mod buckets;
 mod cascadia;
+mod measures;
 mod sequential;
 mod single;
 mod today;
