@@ -63,6 +63,8 @@ pub struct Limits {
     pub allowed: Vec<bool>,
     /// Only fleets better than this: a lower rent, or a higher rate.
     pub beat: Option<f64>,
+    /// Per model: how many times its load is planned for, where simulation contradicted the table.
+    pub margins: Vec<f64>,
 }
 
 impl Limits {
@@ -198,7 +200,7 @@ pub fn solve(
         let cost = if goal == Goal::Cost { column.usd_per_hour } else { 0.0 };
         (cost, 0.0, most_replicas(column, fractions, limits, goal), effort != Effort::Relaxed)
     });
-    programme.carry_and_keep(problem, fractions);
+    programme.carry_and_keep(problem, fractions, &limits.margins);
     for (offer, stock) in limits.stock.iter().enumerate() {
         if let Some(stock) = stock {
             let used = |column: &Column| if column.offer == offer { column.gpus } else { 0.0 };
@@ -229,7 +231,7 @@ pub fn solve(
         }
     }
     // The vertex that was found may leave some replicas idle; the load is divided so that the fleet could carry the most.
-    let carried = assess(problem, columns, fractions, &counts).ok_or(NoFleet::NotFound)?;
+    let carried = assess(problem, columns, fractions, &limits.margins, &counts).ok_or(NoFleet::NotFound)?;
     let value = if goal == Goal::Cost { carried.usd_per_hour() } else { carried.value };
     let bound = if goal == Goal::Cost { bound.min(value) } else { bound.max(value) };
     Ok(Fleet { value, bound, ..carried })
@@ -242,6 +244,7 @@ pub fn assess(
     problem: &Problem,
     columns: &[Column],
     fractions: &[f64],
+    margins: &[f64],
     counts: &BTreeMap<usize, u32>,
 ) -> Option<Fleet> {
     let columns: Vec<Column> =
@@ -250,7 +253,7 @@ pub fn assess(
         let count = f64::from(counts[&column.candidate]);
         (0.0, count, count, false)
     });
-    programme.carry_and_keep(problem, fractions);
+    programme.carry_and_keep(problem, fractions, margins);
     let solution = programme.inner.solve().ok()?.into_solution().ok()?;
     let value = solution.objective();
     let used = |candidate: usize| {
@@ -341,10 +344,10 @@ impl<'a> Programme<'a> {
     }
 
     /// Every model carries its share, and every promise is kept.
-    fn carry_and_keep(&mut self, problem: &Problem, fractions: &[f64]) {
+    fn carry_and_keep(&mut self, problem: &Problem, fractions: &[f64], margins: &[f64]) {
         for (model, fraction) in fractions.iter().enumerate().filter(|(_, fraction)| **fraction > 0.0) {
             let carried = |column: &Column| if column.model == model { column.rate } else { 0.0 };
-            self.row_of_loads(carried, -fraction, ComparisonOp::Ge);
+            self.row_of_loads(carried, -fraction * margins[model], ComparisonOp::Ge);
         }
         for (index, target) in problem.slo.iter().enumerate() {
             let part = target.model.as_ref().map_or(1.0, |id| {
@@ -362,7 +365,9 @@ impl<'a> Programme<'a> {
 fn most_replicas(column: &Column, fractions: &[f64], limits: &Limits, goal: Goal) -> f64 {
     let by_load = match goal {
         // One more than carries everything, since tails may want slack.
-        Goal::Cost => (fractions[column.model] * limits.rate / column.rate).ceil() + 1.0,
+        Goal::Cost => {
+            (fractions[column.model] * limits.margins[column.model] * limits.rate / column.rate).ceil() + 1.0
+        }
         Goal::Rate => 10_000.0,
     };
     let by_stock =

@@ -1,29 +1,26 @@
 //! The whole of it: from a problem to a checked plan.
 
+use std::cell::OnceCell;
+
 use boute_spec::outcome::Outcome;
-use boute_spec::plan::{Binding, Bound, Deployment, FrontPoint, Objective, Plan, Verification};
+use boute_spec::plan::{Bound, Objective, Plan, Verification};
 use rayon::prelude::*;
 
-use crate::assemble::{Parts, assemble, deployment, floor_value, front, in_words, max_rate, shares};
+use crate::assemble::{Parts, assemble, floor_value};
 use crate::candidates::{Candidate, candidates};
 use crate::database::Database;
-use crate::deployment::{Effort, Fleet, Goal, Limits};
+use crate::deployment::{Effort, Goal, Limits};
 use crate::infeasible::{Infeasible, no_baseline, no_fleet, no_route, nothing_fits};
+use crate::neighbours::{binding, front_around};
 use crate::problem::{Problem, Progress, Step};
-use crate::routing::{Route, admit, routes};
+use crate::routing::{Route, routes};
 use crate::search::{Choice, Search};
 use crate::strategies::Strategy;
 use crate::table::Table;
-use crate::verify::{FleetRun, broken, simulate_fleet};
+use crate::uphold::{Attempt, Upholder};
 
-/// When simulation contradicts the table, plan for this much more load than before.
-const REPAIR: f64 = 1.04;
-/// Repairs before giving up.
-const MOST_REPAIRS: u32 = 12;
-/// Every so many routes one point of the front.
+/// Every so many routes one point of the front that the `pareto` objective chooses from.
 const FRONT_STRIDE: usize = 5;
-/// Requests that a point of the front is simulated on.
-const FRONT_REQUESTS: usize = 2_000;
 
 /// Why there is no plan.
 #[derive(Debug, thiserror::Error)]
@@ -50,15 +47,20 @@ pub struct StrategyResult {
     pub outcome: Option<Outcome>,
 }
 
-/// What all strategies share.
-struct Ground {
+/// A problem with what all strategies share: candidates, their table, and routes.
+pub struct Prepared<'a> {
+    problem: &'a Problem,
     candidates: Vec<Candidate>,
     table: Table,
     routes: Vec<Route>,
 }
 
-impl Ground {
-    fn prepare(problem: &Problem, database: &Database, progress: Progress<'_>) -> Result<Self, PlanError> {
+impl<'a> Prepared<'a> {
+    /// Simulates what the database lacks, and certifies the routes.
+    ///
+    /// # Errors
+    /// If no strategy can have a plan, with what would help; if stopped.
+    pub fn new(problem: &'a Problem, database: &Database, progress: Progress<'_>) -> Result<Self, PlanError> {
         let (candidates, misfits) = candidates(problem);
         if candidates.is_empty() {
             return Err(PlanError::Infeasible(nothing_fits(&misfits)));
@@ -69,7 +71,95 @@ impl Ground {
         if !routes.iter().any(|route| route.admissible) {
             return Err(PlanError::Infeasible(no_route(&routes, floor_value(problem))));
         }
-        Ok(Self { candidates, table, routes })
+        Ok(Self { problem, candidates, table, routes })
+    }
+
+    /// The searches over it.
+    pub fn search(&self) -> Search<'_> {
+        Search { problem: self.problem, candidates: &self.candidates, table: &self.table }
+    }
+
+    /// The routes, admissible or not.
+    pub fn routes(&self) -> &[Route] {
+        &self.routes
+    }
+
+    /// The plan of a strategy and how it did on the verification traffic, without front and shadow prices.
+    ///
+    /// # Errors
+    /// If it finds none.
+    pub fn draft(&self, strategy: Strategy, progress: Progress<'_>) -> Result<(Plan, Outcome), PlanError> {
+        let search = self.search();
+        finish(self.attempt(&search, strategy, progress)?, &search, self, strategy, None)
+    }
+
+    /// The same with them, where the strategy proves something.
+    ///
+    /// # Errors
+    /// If it finds none.
+    pub fn plan(&self, strategy: Strategy, progress: Progress<'_>) -> Result<(Plan, Outcome), PlanError> {
+        let search = self.search();
+        let around = matches!(strategy, Strategy::Default | Strategy::Exact).then_some(progress);
+        finish(self.attempt(&search, strategy, progress)?, &search, self, strategy, around)
+    }
+
+    fn attempt(
+        &self,
+        search: &Search<'_>,
+        strategy: Strategy,
+        progress: Progress<'_>,
+    ) -> Result<Attempt, PlanError> {
+        let problem = self.problem;
+        let goal = goal_of(problem.objective);
+        let upholder = Upholder { search, routes: &self.routes, goal, progress };
+        let first = OnceCell::new();
+        let chosen = |limits: &Limits| self.choose(search, strategy, limits, &first, progress);
+        let mut best = upholder.uphold(&chosen, None).ok_or_else(|| {
+            let limits = search.limits(problem.rate);
+            PlanError::Infeasible(match strategy {
+                Strategy::Default | Strategy::Exact => no_fleet(search, &self.routes, &limits, progress),
+                baseline => no_baseline(baseline),
+            })
+        })?;
+        // Where the table is right, nothing on it beats the exact plan; where it is not, another plan may.
+        let optimises = matches!(problem.objective, Objective::MinCost | Objective::MaxRate);
+        if strategy == Strategy::Default && optimises && (goal == Goal::Rate || best.repairs > 0) {
+            for other in ALTERNATIVES {
+                let than = best.holds(problem).then_some(&best);
+                let others = |limits: &Limits| choose(search, &self.routes, other, limits, progress);
+                if let Some(attempt) = upholder.uphold(&others, than)
+                    && attempt.holds(problem)
+                {
+                    best = Attempt { bound: best.bound, ..attempt };
+                }
+            }
+        }
+        Ok(best)
+    }
+
+    /// What a strategy picks. A search by sampling is made once: where simulation contradicts it, its route and its kinds of
+    /// replicas stay, and the cheapest counts of them are found for the raised margins.
+    fn choose(
+        &self,
+        search: &Search<'_>,
+        strategy: Strategy,
+        limits: &Limits,
+        first: &OnceCell<Option<Choice>>,
+        progress: Progress<'_>,
+    ) -> Option<(Choice, Option<f64>)> {
+        if !strategy.samples() {
+            return choose(search, &self.routes, strategy, limits, progress);
+        }
+        let sampled = || choose(search, &self.routes, strategy, limits, progress).map(|(choice, _)| choice);
+        let first = first.get_or_init(sampled).as_ref()?;
+        if limits.margins.iter().all(|margin| *margin == 1.0) {
+            return Some((first.clone(), None));
+        }
+        let mut allowed = vec![false; self.candidates.len()];
+        first.fleet.replicas.iter().for_each(|(column, _)| allowed[column.candidate] = true);
+        let limits = Limits { allowed, ..limits.clone() };
+        let fleet = search.fleet(&self.routes[first.route], &limits, Goal::Cost, Effort::Proof)?;
+        Some((Choice { route: first.route, fleet }, None))
     }
 }
 
@@ -83,8 +173,7 @@ pub fn plan(
     database: &Database,
     progress: Progress<'_>,
 ) -> Result<Plan, PlanError> {
-    let ground = Ground::prepare(problem, database, progress)?;
-    plan_on(problem, &ground, strategy, progress).map(|(plan, _)| plan)
+    Prepared::new(problem, database, progress)?.plan(strategy, progress).map(|(plan, _)| plan)
 }
 
 /// Plans by each strategy over the same candidates, table and evaluator.
@@ -97,57 +186,27 @@ pub fn compare(
     database: &Database,
     progress: Progress<'_>,
 ) -> Result<Vec<StrategyResult>, PlanError> {
-    let ground = Ground::prepare(problem, database, progress)?;
+    let prepared = Prepared::new(problem, database, progress)?;
     Ok(strategies
         .iter()
-        .map(|&strategy| match plan_on(problem, &ground, strategy, progress) {
+        .map(|&strategy| match prepared.plan(strategy, progress) {
             Ok((plan, outcome)) => StrategyResult { strategy, plan: Ok(plan), outcome: Some(outcome) },
             Err(error) => StrategyResult { strategy, plan: Err(error.to_string()), outcome: None },
         })
         .collect())
 }
 
-fn plan_on(
-    problem: &Problem,
-    ground: &Ground,
-    strategy: Strategy,
-    progress: Progress<'_>,
-) -> Result<(Plan, Outcome), PlanError> {
-    let search = Search { problem, candidates: &ground.candidates, table: &ground.table };
-    let mut margin = 1.0;
-    let mut best: Option<Attempt> = None;
-    for repairs in 0..=MOST_REPAIRS {
-        let limits = search.limits(problem.rate * margin);
-        let found = choose(&search, &ground.routes, strategy, &limits, progress);
-        let Some((choice, bound)) = found else {
-            if best.is_some() || repairs > 0 {
-                break;
-            }
-            let infeasible = match strategy {
-                Strategy::Default | Strategy::Exact => no_fleet(&search, &ground.routes, &limits, progress),
-                baseline => no_baseline(baseline),
-            };
-            return Err(PlanError::Infeasible(infeasible));
-        };
-        let attempt = Attempt::new(&search, &ground.routes, choice, bound, margin, repairs);
-        let passed = attempt.broken.is_empty();
-        best = Some(attempt);
-        if passed || progress(&repair_step(repairs)) {
-            break;
-        }
-        margin *= REPAIR;
-    }
-    let attempt = best.ok_or(PlanError::Stopped)?;
-    attempt.into_plan(&search, ground, strategy, progress)
-}
-
-fn repair_step(repairs: u32) -> Step {
-    let message = "verifying by simulation".into();
-    Step { message, done: u64::from(repairs), total: u64::from(MOST_REPAIRS) }
-}
+/// Strategies that the default one asks too, cheap ones all.
+const ALTERNATIVES: [Strategy; 5] = [
+    Strategy::Sequential,
+    Strategy::RoutingProportional,
+    Strategy::Homogeneous,
+    Strategy::HeterogeneousSingle,
+    Strategy::Agh,
+];
 
 /// The goal of the sweep for an objective.
-fn goal_of(objective: Objective) -> Goal {
+pub(crate) fn goal_of(objective: Objective) -> Goal {
     if objective == Objective::MaxRate { Goal::Rate } else { Goal::Cost }
 }
 
@@ -215,221 +274,58 @@ fn knee(search: &Search<'_>, routes: &[Route], limits: &Limits) -> Option<Choice
     choices.into_iter().max_by(|a, b| gain(point(a)).total_cmp(&gain(point(b))))
 }
 
-/// A choice, simulated.
-struct Attempt {
-    choice: Choice,
-    bound: Option<f64>,
-    rate: f64,
-    /// How much more load than asked for the fleet was solved for.
-    margin: f64,
-    deployment: Deployment,
-    planned: FleetRun,
-    verified: FleetRun,
-    broken: Vec<String>,
-    repairs: u32,
-}
-
-impl Attempt {
-    fn new(
-        search: &Search<'_>,
-        routes: &[Route],
-        choice: Choice,
-        bound: Option<f64>,
-        margin: f64,
-        repairs: u32,
-    ) -> Self {
-        let problem = search.problem;
-        let route = &routes[choice.route];
-        let rate = match problem.objective {
-            Objective::MaxRate => rate_of(search, route, &choice.fleet) / margin,
-            _ => problem.rate,
-        };
-        let deployment = deployment(search.candidates, &choice.fleet, &route.stats.fractions, rate);
-        let shares = shares(problem, route);
-        let run = |held_out: bool| {
-            let trace = if held_out { &problem.verification_trace } else { &problem.planning_trace };
-            let trace = if rate == problem.rate { trace } else { &trace.at_rate(rate) };
-            let queries =
-                problem.quality.as_ref().map(|at| if held_out { &at.held_out } else { &at.planning });
-            simulate_fleet(problem, &deployment, &route.policy, &shares, trace, queries)
-        };
-        let (planned, verified) = rayon::join(|| run(false), || run(true));
-        let broken = [&planned, &verified]
-            .into_iter()
-            .flat_map(|run| broken(problem, run))
-            .map(ToString::to_string)
-            .collect();
-        Self { choice, bound, rate, margin, deployment, planned, verified, broken, repairs }
-    }
-
-    fn into_plan(
-        self,
-        search: &Search<'_>,
-        ground: &Ground,
-        strategy: Strategy,
-        progress: Progress<'_>,
-    ) -> Result<(Plan, Outcome), PlanError> {
-        let problem = search.problem;
-        let route = &ground.routes[self.choice.route];
-        let quality = self.verified.outcome.quality.unwrap_or_default();
-        let floor_kept = floor_value_held_out(problem).is_none_or(|floor| quality >= floor);
-        let verification = Verification {
-            passed: self.broken.is_empty() && floor_kept,
-            requests: self.verified.outcome.completed,
-            quality,
-            queries: problem.quality.as_ref().map_or(0, |at| at.held_out.len() as u64),
-            repairs: self.repairs,
-        };
-        let proves = matches!(strategy, Strategy::Default | Strategy::Exact);
-        let (points, binding) = if proves {
-            (self.front(search, ground, progress), self.binding(search, ground, progress))
-        } else {
-            (Vec::new(), Vec::new())
-        };
-        let bound = self.bound.map(|bound| self.stated_bound(problem, bound, route));
-        let plan = assemble(Parts {
-            problem,
-            candidates: &ground.candidates,
-            table: &ground.table,
-            strategy,
-            route,
-            fleet: &self.choice.fleet,
-            deployment: self.deployment,
-            rate: self.rate,
-            planned: &self.planned.outcome,
-            verification,
-            bound,
-            front: points,
-            binding,
-        })?;
-        Ok((plan, self.verified.outcome))
-    }
-
-    fn stated_bound(&self, problem: &Problem, bound: f64, route: &Route) -> Bound {
-        let (of, value) = match problem.objective {
-            Objective::MaxRate => ("max_rate", self.choice.fleet.value),
-            Objective::MaxQuality => ("quality", route.stats.quality),
-            _ => ("cost_usd_per_hour", self.choice.fleet.value),
-        };
-        Bound { of: of.into(), value: bound, gap: (value - bound).abs() / bound.abs().max(1e-9) }
-    }
-
-    /// Other divisions of the load with their cheapest (or fastest) fleets, admissible or not.
-    fn front(&self, search: &Search<'_>, ground: &Ground, progress: Progress<'_>) -> Vec<FrontPoint> {
-        let problem = search.problem;
-        // The same margin as the plan's, so that its neighbours are no more daring than itself.
-        let limits = search.limits(self.rate * self.margin);
-        let goal = goal_of(problem.objective);
-        let requests = problem.planning_trace.requests().len().min(FRONT_REQUESTS);
-        let trace = problem.planning_trace.window(0..requests).at_rate(self.rate);
-        let others: Vec<usize> = (0..ground.routes.len())
-            .filter(|route| route % FRONT_STRIDE == 0 && *route != self.choice.route)
-            .collect();
-        progress(&Step { message: "drawing the front".into(), done: 0, total: 1 });
-        let mut points: Vec<FrontPoint> = others
-            .par_iter()
-            .filter_map(|&at| {
-                let route = &ground.routes[at];
-                let fleet = search.fleet(route, &limits, goal, Effort::Sketch)?;
-                Some(point(search, route, &fleet, &trace, self.rate, false))
-            })
-            .collect();
-        let chosen = &ground.routes[self.choice.route];
-        points.push(point(search, chosen, &self.choice.fleet, &trace, self.rate, true));
-        front(problem.objective, points)
-    }
-
-    /// What one more unit of each scarce thing is worth, by solving again on the table.
-    fn binding(&self, search: &Search<'_>, ground: &Ground, progress: Progress<'_>) -> Vec<Binding> {
-        let problem = search.problem;
-        let goal = goal_of(problem.objective);
-        let limits = search.limits(problem.rate * self.margin);
-        let value = |routes: &[Route], limits: &Limits| {
-            search.sweep(routes, limits, goal, Effort::Sketch, progress).map(|(choice, _)| choice.fleet.value)
-        };
-        let Some(base) = value(&ground.routes, &limits) else { return Vec::new() };
-        let mut changes: Vec<(String, String, Option<f64>)> = Vec::new();
-        for (offer, on_offer) in problem.offers.iter().enumerate() {
-            let Some(stock) = on_offer.stock else { continue };
-            let mut more = limits.clone();
-            more.stock[offer] = Some(stock + 1);
-            let name = &on_offer.gpu.name;
-            changes.push((format!("stock {name}"), format!("+1 {name}"), value(&ground.routes, &more)));
-        }
-        if let Some(budget) = problem.budget {
-            let more = Limits { budget: Some(budget + 1.0), ..limits.clone() };
-            changes.push(("budget".into(), "+$1/h".into(), value(&ground.routes, &more)));
-        }
-        let looser = Limits { looser: true, ..limits.clone() };
-        changes.push(("latency".into(), "+10% on every limit".into(), value(&ground.routes, &looser)));
-        if let (Some(rule), Some(quality)) = (problem.floor, &problem.quality) {
-            use boute_router::certify::FloorRule;
-            let lower = match rule {
-                FloorRule::Absolute(floor) => FloorRule::Absolute((floor - 0.01).max(0.0)),
-                FloorRule::Relative { share, model } => {
-                    FloorRule::Relative { share: (share - 0.01).max(0.0), model }
-                }
-            };
-            let mut routes = ground.routes.clone();
-            admit(&mut routes, &quality.planning, lower);
-            changes.push(("floor".into(), "-0.01".into(), value(&routes, &limits)));
-        }
-        let (unit_of_value, better) = if goal == Goal::Cost { ("$/h", -1.0) } else { ("req/s", 1.0) };
-        changes
-            .into_iter()
-            .filter_map(|(constraint, unit, value)| {
-                let worth = value? - base;
-                let text = match goal {
-                    Goal::Cost => format!("{constraint}: {unit} → {}${:.2}/h", sign(worth), worth.abs()),
-                    Goal::Rate => {
-                        format!("{constraint}: {unit} → {}{:.2} {unit_of_value}", sign(worth), worth.abs())
-                    }
-                };
-                (worth * better > 1e-6).then_some(Binding { constraint, unit, worth, text })
-            })
-            .collect()
-    }
-}
-
-const fn sign(value: f64) -> &'static str {
-    if value < 0.0 { "−" } else { "+" }
-}
-
-/// The rate that a fleet carries: what all models together can, each at its share.
-fn rate_of(search: &Search<'_>, route: &Route, fleet: &Fleet) -> f64 {
-    let fractions = &route.stats.fractions;
-    let carried = |model: usize| -> f64 {
-        let of_model = fleet.replicas.iter().filter(|(column, _)| column.model == model);
-        of_model.map(|(column, count)| column.rate * f64::from(*count)).sum()
-    };
-    (0..search.problem.models.len())
-        .filter(|model| fractions[*model] > 0.0)
-        .map(|model| carried(model) / fractions[model])
-        .fold(f64::INFINITY, f64::min)
-}
-
-fn point(
+/// The attempt as a plan; with its front and what binds if `around`.
+fn finish(
+    attempt: Attempt,
     search: &Search<'_>,
-    route: &Route,
-    fleet: &Fleet,
-    trace: &boute_spec::workload::Trace,
-    rate: f64,
-    chosen: bool,
-) -> FrontPoint {
+    ground: &Prepared<'_>,
+    strategy: Strategy,
+    around: Option<Progress<'_>>,
+) -> Result<(Plan, Outcome), PlanError> {
     let problem = search.problem;
-    let deployment = deployment(search.candidates, fleet, &route.stats.fractions, rate);
-    let queries = problem.quality.as_ref().map(|at| &at.planning);
-    let shares = shares(problem, route);
-    let run = simulate_fleet(problem, &deployment, &route.policy, &shares, trace, queries);
-    FrontPoint {
-        cost_usd_per_hour: deployment.usd_per_hour(),
-        quality: route.stats.quality,
-        max_rate: max_rate(problem, search.candidates, search.table, fleet, route),
-        e2e_p95_ms: run.outcome.p95_e2el_ms,
-        load_fractions: route.stats.fractions.clone(),
-        fleet: in_words(&deployment),
-        chosen,
-    }
+    let route = &ground.routes[attempt.choice.route];
+    let quality = attempt.verified.outcome.quality.unwrap_or_default();
+    let floor_kept = floor_value_held_out(problem).is_none_or(|floor| quality >= floor);
+    let verification = Verification {
+        passed: attempt.holds(problem) && floor_kept,
+        requests: attempt.verified.outcome.completed,
+        quality,
+        queries: problem.quality.as_ref().map_or(0, |at| at.held_out.len() as u64),
+        repairs: attempt.repairs,
+    };
+    let (front, binding) = around.map_or_else(Default::default, |progress| {
+        progress(&Step { message: "drawing the front".into(), done: 0, total: 1 });
+        rayon::join(
+            || front_around(&attempt, search, &ground.routes),
+            || binding(&attempt, search, &ground.routes),
+        )
+    });
+    let bound = attempt.bound.map(|bound| stated_bound(&attempt, problem, bound, route));
+    let plan = assemble(Parts {
+        problem,
+        candidates: &ground.candidates,
+        table: &ground.table,
+        strategy,
+        route,
+        fleet: &attempt.choice.fleet,
+        deployment: attempt.deployment,
+        rate: attempt.rate,
+        planned: &attempt.planned.outcome,
+        verification,
+        bound,
+        front,
+        binding,
+    })?;
+    Ok((plan, attempt.verified.outcome))
+}
+
+fn stated_bound(attempt: &Attempt, problem: &Problem, bound: f64, route: &Route) -> Bound {
+    let (of, short) = match problem.objective {
+        Objective::MaxRate => ("max_rate", bound - attempt.rate),
+        Objective::MaxQuality => ("quality", bound - route.stats.quality),
+        _ => ("cost_usd_per_hour", attempt.choice.fleet.value - bound),
+    };
+    Bound { of: of.into(), value: bound, gap: short.max(0.0) / bound.abs().max(1e-9) }
 }
 
 /// The floor to judge held-out quality by: a relative floor by the model's mean on those queries.

@@ -42,6 +42,7 @@ impl Search<'_> {
             looser: false,
             allowed: vec![true; self.candidates.len()],
             beat: None,
+            margins: vec![1.0; self.problem.models.len()],
         }
     }
 
@@ -61,7 +62,17 @@ impl Search<'_> {
         let fractions = &route.stats.fractions;
         let limits = self.limits(self.problem.rate);
         let columns = columns(self.candidates, self.table.levels(fractions), &limits, fractions);
-        assess(self.problem, &columns, fractions, counts)
+        assess(self.problem, &columns, fractions, &limits.margins, counts)
+    }
+
+    /// The best value of the relaxation over the admissible `routes`, in which a part of a replica can be rented.
+    pub fn relaxed(&self, routes: &[Route], limits: &Limits, goal: Goal) -> Option<f64> {
+        let values = routes.par_iter().filter(|route| route.admissible);
+        let values = values.filter_map(|route| Some(self.fleet(route, limits, goal, Effort::Relaxed)?.value));
+        match goal {
+            Goal::Cost => values.reduce_with(f64::min),
+            Goal::Rate => values.reduce_with(f64::max),
+        }
     }
 
     /// The best of the admissible `routes` for `goal`, and a bound that no plan over this table beats. Routes are visited in

@@ -68,20 +68,21 @@ pub fn simulate_fleet(
     FleetRun { outcome, requests: simulation.outcomes }
 }
 
+/// What `run` reached of `target`, in seconds.
+pub fn reached_s(problem: &Problem, run: &FleetRun, target: &SloTarget) -> f64 {
+    let of = |outcome: &&RequestOutcome| {
+        target.model.as_ref().is_none_or(|id| problem.models[outcome.model as usize].id == *id)
+    };
+    let mut values: Vec<f64> = run.requests.iter().filter(of).map(|it| it.metric_s(target.metric)).collect();
+    values.sort_unstable_by(f64::total_cmp);
+    quantile(&values, target.percentile.share())
+}
+
 /// Promises that `run` breaks; a lost request breaks all.
 pub fn broken<'a>(problem: &'a Problem, run: &FleetRun) -> Vec<&'a SloTarget> {
-    let reached_s = |target: &SloTarget| {
-        let of = |outcome: &&RequestOutcome| {
-            target.model.as_ref().is_none_or(|id| problem.models[outcome.model as usize].id == *id)
-        };
-        let mut values: Vec<f64> =
-            run.requests.iter().filter(of).map(|it| it.metric_s(target.metric)).collect();
-        values.sort_unstable_by(f64::total_cmp);
-        quantile(&values, target.percentile.share())
-    };
     problem
         .slo
         .iter()
-        .filter(|target| run.outcome.failed > 0 || reached_s(target) > target.limit_s.get())
+        .filter(|target| run.outcome.failed > 0 || reached_s(problem, run, target) > target.limit_s.get())
         .collect()
 }

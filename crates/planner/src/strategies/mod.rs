@@ -62,6 +62,11 @@ impl Strategy {
         Self::Boute,
     ];
 
+    /// Whether it evaluates samples, and so takes seconds rather than milliseconds.
+    pub(crate) const fn samples(self) -> bool {
+        matches!(self, Self::Random | Self::Nsga2 | Self::Qnehvi | Self::Boute)
+    }
+
     /// As on the command line.
     pub const fn name(self) -> &'static str {
         match self {

@@ -314,7 +314,7 @@ proptest! {
     #[test]
     fn the_exact_fleet_is_the_best_of_all((columns, share, stock) in small_programmes()) {
         let problem = problem(Objective::MinCost);
-        let limits = Limits { rate: 5.0, budget: None, stock, looser: false, allowed: Vec::new(), beat: None };
+        let limits = Limits { rate: 5.0, budget: None, stock, looser: false, allowed: Vec::new(), beat: None, margins: vec![1.0; 2] };
         let fractions = [1.0 - share, share];
         let solved = solve(&problem, &columns, &fractions, &limits, Goal::Cost, Effort::Proof);
         let enumerated = enumerate(&problem, &columns, &fractions, &limits);

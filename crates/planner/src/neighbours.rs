@@ -1,0 +1,122 @@
+//! What lies around a plan: other divisions of the load, and what one more unit of each scarce thing is worth.
+
+use boute_router::certify::FloorRule;
+use boute_spec::plan::{Binding, FrontPoint};
+use boute_spec::workload::Trace;
+use rayon::prelude::*;
+
+use crate::assemble::{deployment, front, in_words, max_rate, shares};
+use crate::deployment::{Effort, Fleet, Goal, Limits};
+use crate::plan::goal_of;
+use crate::routing::{Route, admit};
+use crate::search::Search;
+use crate::uphold::Attempt;
+use crate::verify::simulate_fleet;
+
+/// Points of the front, about.
+const FRONT_POINTS: usize = 20;
+/// Requests that a point of the front is simulated on.
+const FRONT_REQUESTS: usize = 2_000;
+
+/// Other divisions of the load with their cheapest (or fastest) fleets, admissible or not.
+pub(crate) fn front_around(attempt: &Attempt, search: &Search<'_>, routes: &[Route]) -> Vec<FrontPoint> {
+    let problem = search.problem;
+    // The same margins as the plan's, so that its neighbours are no more daring than itself.
+    let limits = Limits { margins: attempt.margins.clone(), ..search.limits(attempt.rate) };
+    let goal = goal_of(problem.objective);
+    let requests = problem.planning_trace.requests().len().min(FRONT_REQUESTS);
+    let trace = problem.planning_trace.window(0..requests).at_rate(attempt.rate);
+    let stride = routes.len().div_ceil(FRONT_POINTS);
+    let others: Vec<usize> =
+        (0..routes.len()).filter(|route| route % stride == 0 && *route != attempt.choice.route).collect();
+    let mut points: Vec<FrontPoint> = others
+        .par_iter()
+        .filter_map(|&at| {
+            let fleet = search.fleet(&routes[at], &limits, goal, Effort::Sketch)?;
+            Some(point(search, &routes[at], &fleet, &trace, attempt.rate, false))
+        })
+        .collect();
+    let chosen = &routes[attempt.choice.route];
+    points.push(point(search, chosen, &attempt.choice.fleet, &trace, attempt.rate, true));
+    front(problem.objective, points)
+}
+
+fn point(
+    search: &Search<'_>,
+    route: &Route,
+    fleet: &Fleet,
+    trace: &Trace,
+    rate: f64,
+    chosen: bool,
+) -> FrontPoint {
+    let problem = search.problem;
+    let deployment = deployment(search.candidates, fleet, &route.stats.fractions, rate);
+    let queries = problem.quality.as_ref().map(|at| &at.planning);
+    let shares = shares(problem, route);
+    let run = simulate_fleet(problem, &deployment, &route.policy, &shares, trace, queries);
+    FrontPoint {
+        cost_usd_per_hour: deployment.usd_per_hour(),
+        quality: route.stats.quality,
+        max_rate: max_rate(problem, search.candidates, search.table, fleet, route),
+        e2e_p95_ms: run.outcome.p95_e2el_ms,
+        load_fractions: route.stats.fractions.clone(),
+        fleet: in_words(&deployment),
+        chosen,
+    }
+}
+
+/// What one more unit of each scarce thing is worth: shadow prices, by solving the relaxation again, in which a part of a
+/// replica can be rented. So they do not hang on where whole replicas happen to fit.
+pub(crate) fn binding(attempt: &Attempt, search: &Search<'_>, routes: &[Route]) -> Vec<Binding> {
+    let problem = search.problem;
+    let goal = goal_of(problem.objective);
+    let limits = Limits { margins: attempt.margins.clone(), ..search.limits(problem.rate) };
+    let value = |limits: &Limits| search.relaxed(routes, limits, goal);
+    let Some(base) = value(&limits) else { return Vec::new() };
+    let mut changes: Vec<(String, String, Option<f64>)> = Vec::new();
+    for (offer, on_offer) in problem.offers.iter().enumerate() {
+        let Some(stock) = on_offer.stock else { continue };
+        let mut more = limits.clone();
+        more.stock[offer] = Some(stock + 1);
+        let name = &on_offer.gpu.name;
+        changes.push((format!("stock {name}"), format!("+1 {name}"), value(&more)));
+    }
+    if let Some(budget) = problem.budget {
+        let more = Limits { budget: Some(budget + 1.0), ..limits.clone() };
+        changes.push(("budget".into(), "+$1/h".into(), value(&more)));
+    }
+    let looser = Limits { looser: true, ..limits.clone() };
+    changes.push(("latency".into(), "+10% on every limit".into(), value(&looser)));
+    if let (Some(rule), Some(quality)) = (problem.floor, &problem.quality) {
+        let lower = match rule {
+            FloorRule::Absolute(floor) => FloorRule::Absolute((floor - 0.01).max(0.0)),
+            FloorRule::Relative { share, model } => {
+                FloorRule::Relative { share: (share - 0.01).max(0.0), model }
+            }
+        };
+        let mut routes = routes.to_vec();
+        admit(&mut routes, &quality.planning, lower);
+        changes.push(("floor".into(), "-0.01".into(), search.relaxed(&routes, &limits, goal)));
+    }
+    let (unit_of_value, better) = if goal == Goal::Cost { ("$/h", -1.0) } else { ("req/s", 1.0) };
+    changes
+        .into_iter()
+        .filter_map(|(constraint, unit, value)| {
+            let worth = value? - base;
+            let text = match goal {
+                Goal::Cost => format!("{constraint}: {unit} → {}${:.2}/h", sign(worth), worth.abs()),
+                Goal::Rate => {
+                    format!("{constraint}: {unit} → {}{:.2} {unit_of_value}", sign(worth), worth.abs())
+                }
+            };
+            (worth * better > WORTH_SAYING).then_some(Binding { constraint, unit, worth, text })
+        })
+        .collect()
+}
+
+/// A change that is worth less than this, in $/h or req/s, binds nothing.
+const WORTH_SAYING: f64 = 5e-3;
+
+const fn sign(value: f64) -> &'static str {
+    if value < 0.0 { "−" } else { "+" }
+}

@@ -1,0 +1,258 @@
+//! From what a strategy picks on the table to what simulation upholds.
+//!
+//! A choice is simulated whole on the planning and on the verification traffic. Where a promise breaks, the table was
+//! optimistic:
+//! - `min_cost`: the model most to blame (whose share of late requests exceeds the table's the most) is planned for more
+//!   load, and the strategy chooses again; once a choice holds, the last step is halved once.
+//! - `max_rate`: the rate is lowered until it holds, by bisection to [`CLOSE`].
+//!
+//! The default strategy then asks the cheap ones too, and keeps whatever is better *when simulated*.
+
+use boute_spec::outcome::RequestOutcome;
+use boute_spec::plan::{Deployment, Objective};
+use boute_spec::slo::SloTarget;
+
+use crate::assemble::{deployment, shares};
+use crate::deployment::{Fleet, Goal, Limits};
+use crate::problem::{Problem, Progress, Step};
+use crate::routing::Route;
+use crate::search::{Choice, Search};
+use crate::verify::{FleetRun, broken, reached_s, simulate_fleet};
+
+/// Choices simulated before giving up.
+const MOST_REPAIRS: u32 = 12;
+/// A model to blame is planned for between these parts more load than before.
+const STEPS: (f64, f64) = (0.02, 0.12);
+/// How exactly the rate of a fleet is found.
+const CLOSE: f64 = 0.01;
+/// Rates are sought from this to this part of what the table promises.
+const RATES: (f64, f64) = (0.5, 1.2);
+
+/// A choice, simulated.
+pub(crate) struct Attempt {
+    pub(crate) choice: Choice,
+    pub(crate) bound: Option<f64>,
+    /// Requests per second of the simulations.
+    pub(crate) rate: f64,
+    /// Per model, how many times its load the fleet was solved for.
+    pub(crate) margins: Vec<f64>,
+    pub(crate) deployment: Deployment,
+    pub(crate) planned: FleetRun,
+    pub(crate) verified: FleetRun,
+    pub(crate) repairs: u32,
+}
+
+/// What a strategy picks under limits, with what bounds it if it proves one.
+pub(crate) type Choose<'a> = &'a dyn Fn(&Limits) -> Option<(Choice, Option<f64>)>;
+
+impl Attempt {
+    fn new(
+        search: &Search<'_>,
+        routes: &[Route],
+        choice: Choice,
+        bound: Option<f64>,
+        rate: f64,
+        limits: &Limits,
+    ) -> Self {
+        let problem = search.problem;
+        let route = &routes[choice.route];
+        let deployment = deployment(search.candidates, &choice.fleet, &route.stats.fractions, rate);
+        let shares = shares(problem, route);
+        let run = |held_out: bool| {
+            let trace = if held_out { &problem.verification_trace } else { &problem.planning_trace };
+            let trace = if rate == problem.rate { trace } else { &trace.at_rate(rate) };
+            let queries =
+                problem.quality.as_ref().map(|at| if held_out { &at.held_out } else { &at.planning });
+            simulate_fleet(problem, &deployment, &route.policy, &shares, trace, queries)
+        };
+        let (planned, verified) = rayon::join(|| run(false), || run(true));
+        Self {
+            choice,
+            bound,
+            rate,
+            margins: limits.margins.clone(),
+            deployment,
+            planned,
+            verified,
+            repairs: 0,
+        }
+    }
+
+    /// Whether every promise was kept on both windows.
+    pub(crate) fn holds(&self, problem: &Problem) -> bool {
+        [&self.planned, &self.verified].into_iter().all(|run| broken(problem, run).is_empty())
+    }
+
+    /// What is optimised, less is better.
+    fn badness(&self, problem: &Problem) -> f64 {
+        if problem.objective == Objective::MaxRate { -self.rate } else { self.choice.fleet.usd_per_hour() }
+    }
+
+    /// Margins with that of the model most to blame raised.
+    fn raised(&self, search: &Search<'_>, route: &Route) -> Vec<f64> {
+        let problem = search.problem;
+        let mut blame = vec![0.0_f64; problem.models.len()];
+        let mut worst = 1.0_f64;
+        for run in [&self.planned, &self.verified] {
+            for target in broken(problem, run) {
+                let at = problem.slo.iter().position(|it| it == target).unwrap_or_default();
+                let promised = late_by_table(&self.choice.fleet, route, at);
+                let happened = late(problem, run, target);
+                for ((blame, happened), promised) in blame.iter_mut().zip(happened).zip(promised) {
+                    *blame = blame.max(happened - promised);
+                }
+                worst = worst.max(reached_s(problem, run, target) / target.limit_s.get());
+            }
+        }
+        let culprit = (0..blame.len()).max_by(|a, b| blame[*a].total_cmp(&blame[*b])).unwrap_or_default();
+        let mut margins = self.margins.clone();
+        margins[culprit] *= 1.0 + ((worst - 1.0) / 2.0).clamp(STEPS.0, STEPS.1);
+        margins
+    }
+}
+
+/// Share of all requests that are over the limit of `target`, per model.
+fn late(problem: &Problem, run: &FleetRun, target: &SloTarget) -> Vec<f64> {
+    let mut counts = vec![0.0; problem.models.len()];
+    let over = |outcome: &&RequestOutcome| outcome.metric_s(target.metric) > target.limit_s.get();
+    for outcome in run.requests.iter().filter(over) {
+        counts[outcome.model as usize] += 1.0 / run.requests.len() as f64;
+    }
+    counts
+}
+
+/// The same as the table has it.
+fn late_by_table(fleet: &Fleet, route: &Route, target: usize) -> Vec<f64> {
+    let fractions = &route.stats.fractions;
+    let of = |model: usize, part: fn(&crate::deployment::Column, usize) -> f64| -> f64 {
+        let replicas = fleet.replicas.iter().filter(|(column, _)| column.model == model);
+        replicas.map(|(column, count)| column.rate * f64::from(*count) * part(column, target)).sum()
+    };
+    (0..fractions.len())
+        .map(|model| {
+            let carried = of(model, |_, _| 1.0);
+            if carried > 0.0 {
+                fractions[model] * of(model, |column, at| column.over[at]) / carried
+            } else {
+                0.0
+            }
+        })
+        .collect()
+}
+
+/// What one strategy needs to have its choices upheld.
+pub(crate) struct Upholder<'a> {
+    pub(crate) search: &'a Search<'a>,
+    pub(crate) routes: &'a [Route],
+    pub(crate) goal: Goal,
+    pub(crate) progress: Progress<'a>,
+}
+
+impl Upholder<'_> {
+    fn problem(&self) -> &Problem {
+        self.search.problem
+    }
+
+    fn stopped(&self, repairs: u32) -> bool {
+        let message = "verifying by simulation".into();
+        (self.progress)(&Step { message, done: u64::from(repairs), total: u64::from(MOST_REPAIRS) })
+    }
+
+    /// The best that `choose` comes to when simulated, better than `than` if that is given. `None` if it chooses nothing (at all,
+    /// or nothing better); an attempt that does not hold if nothing does.
+    pub(crate) fn uphold(&self, choose: Choose<'_>, than: Option<&Attempt>) -> Option<Attempt> {
+        let limits = self.search.limits(self.problem().rate);
+        let worse = |value: f64| than.is_some_and(|than| value >= than.badness(self.problem()) - 1e-9);
+        match self.goal {
+            Goal::Cost => {
+                let (choice, bound) = choose(&limits).filter(|(choice, _)| !worse(choice.fleet.value))?;
+                self.cheapest_that_holds(choose, choice, bound, &limits, &worse)
+            }
+            Goal::Rate => {
+                let (choice, bound) = choose(&limits)?;
+                self.rate_that_holds(&choice, bound, &limits, than.map(|than| than.rate))
+            }
+        }
+    }
+
+    fn cheapest_that_holds(
+        &self,
+        choose: Choose<'_>,
+        choice: Choice,
+        bound: Option<f64>,
+        limits: &Limits,
+        worse: &dyn Fn(f64) -> bool,
+    ) -> Option<Attempt> {
+        let rate = self.problem().rate;
+        let attempt = |choice, bound, limits: &Limits, repairs| {
+            let attempt = Attempt::new(self.search, self.routes, choice, bound, rate, limits);
+            Attempt { repairs, ..attempt }
+        };
+        let mut last = attempt(choice, bound, limits, 0);
+        let mut before: Option<Attempt> = None;
+        while !last.holds(self.problem()) && last.repairs < MOST_REPAIRS && !self.stopped(last.repairs) {
+            let margins = last.raised(self.search, &self.routes[last.choice.route]);
+            let limits = Limits { margins, ..limits.clone() };
+            let Some((choice, _)) = choose(&limits) else { break };
+            if worse(choice.fleet.value) {
+                return None;
+            }
+            let next = attempt(choice, bound, &limits, last.repairs + 1);
+            before = Some(std::mem::replace(&mut last, next));
+        }
+        // The last step may have been too long.
+        if let Some(before) = before.filter(|_| last.holds(self.problem())) {
+            let between = before.margins.iter().zip(&last.margins).map(|(a, b)| (a * b).sqrt()).collect();
+            let limits = Limits { margins: between, ..limits.clone() };
+            if let Some((choice, _)) = choose(&limits)
+                && choice.fleet.value < last.choice.fleet.value - 1e-9
+            {
+                let shorter = attempt(choice, bound, &limits, last.repairs + 1);
+                if shorter.holds(self.problem()) {
+                    last = shorter;
+                }
+            }
+        }
+        Some(last)
+    }
+
+    /// The choice at the highest rate at which it holds; `None` if that is not above `than`.
+    fn rate_that_holds(
+        &self,
+        choice: &Choice,
+        bound: Option<f64>,
+        limits: &Limits,
+        than: Option<f64>,
+    ) -> Option<Attempt> {
+        let promised = choice.fleet.value;
+        let at = |rate: f64| Attempt::new(self.search, self.routes, choice.clone(), bound, rate, limits);
+        let (mut low, mut high) = (RATES.0 * promised, RATES.1 * promised);
+        let mut rate = than.map_or(promised, |than| than * (1.0 + CLOSE));
+        if rate >= high {
+            return None;
+        }
+        let mut best: Option<Attempt> = None;
+        let mut repairs = 0;
+        while high - low > CLOSE * promised && !self.stopped(repairs) {
+            let attempt = Attempt { repairs, ..at(rate) };
+            repairs += 1;
+            if attempt.holds(self.problem()) {
+                low = rate;
+                best = Some(attempt);
+            } else if best.is_none() && than.is_some() {
+                return None;
+            } else {
+                high = rate;
+            }
+            // First near what the table promises, then by halves.
+            rate = if best.is_some() && high == RATES.1 * promised {
+                (low * 1.04).min(f64::midpoint(low, high))
+            } else if best.is_none() && high - low > 0.2 * promised {
+                0.96 * rate
+            } else {
+                f64::midpoint(low, high)
+            };
+        }
+        best.or_else(|| than.is_none().then(|| at(low)))
+    }
+}
