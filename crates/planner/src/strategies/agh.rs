@@ -95,18 +95,18 @@ impl Builder<'_> {
 
     /// Replicas one by one for the model that is farthest behind, at the least rent for what is still missing.
     fn greedy(&self, at: usize, capacities: &[f64], rate: f64, first: Option<usize>) -> Option<Counts> {
-        let fractions = &self.routes[self.order[at]].stats.fractions;
+        let parts = Search::planned_parts(&self.routes[self.order[at]], self.limits);
         let mut counts = Counts::new();
-        let mut carried = vec![0.0; fractions.len()];
+        let mut carried = vec![0.0; parts.len()];
         for _ in 0..MOST_REPLICAS {
-            let behind = |model: &usize| carried[*model] / fractions[*model];
-            let used = (0..fractions.len()).filter(|model| fractions[*model] > 0.0);
+            let behind = |model: &usize| carried[*model] / parts[*model];
+            let used = (0..parts.len()).filter(|model| parts[*model] > 0.0);
             let model = used.min_by(|a, b| behind(a).total_cmp(&behind(b)))?;
             let missing = match self.goal {
-                Goal::Cost => fractions[model] * rate - carried[model],
+                Goal::Cost => parts[model] * rate - carried[model],
                 Goal::Rate => f64::INFINITY,
             };
-            if missing <= 0.0 {
+            if missing <= 1e-9 {
                 return Some(counts);
             }
             let price = |at: usize| {

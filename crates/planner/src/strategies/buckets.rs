@@ -128,7 +128,7 @@ impl Buckets {
         let fixed: Vec<(u32, u32)> = divisible.copies.iter().map(|copies| (*copies, *copies)).collect();
         // What could serve the most with these copies leaves them the same room everywhere.
         let balanced = Programme::new(self, Goal::Rate, None, &fixed).solve(NODES)?;
-        if let Some(parts) = Slices::rounded(self, &balanced, slices).fitted() {
+        if let Some(parts) = Packing::rounded(self, &balanced, slices).fitted() {
             return Ok(parts);
         }
         Programme::new(self, Goal::Cost, Some(slices), &fixed).solve(SLICE_NODES).map(|whole| whole.parts)
@@ -174,11 +174,13 @@ impl<'a> Programme<'a> {
             .configurations
             .iter()
             .zip(copies)
-            .map(|(it, (fewest, most))| inner.add_integer_var(usd(it), (*fewest as i32, *most as i32)))
+            .map(|(it, (fewest, most))| {
+                inner.add_integer_var(usd(it), (fewest.cast_signed(), most.cast_signed()))
+            })
             .collect();
         let mut part = |bucket: usize, configuration: &Configuration| {
             (configuration.rates[bucket] > 0.0).then(|| match slices {
-                Some(slices) => inner.add_integer_var(0.0, (0, slices as i32)),
+                Some(slices) => inner.add_integer_var(0.0, (0, slices.cast_signed())),
                 None => inner.add_var(0.0, (0.0, f64::INFINITY)),
             })
         };
@@ -258,7 +260,7 @@ impl<'a> Programme<'a> {
 
 /// Slices of each bucket on each configuration, with given copies.
 #[derive(Clone)]
-struct Slices<'a> {
+struct Packing<'a> {
     buckets: &'a Buckets,
     copies: &'a [u32],
     slices: u32,
@@ -276,7 +278,7 @@ struct Move {
     to: usize,
 }
 
-impl<'a> Slices<'a> {
+impl<'a> Packing<'a> {
     /// A divisible assignment, the largest remainders rounded up.
     fn rounded(buckets: &'a Buckets, divisible: &'a Assignment, slices: u32) -> Self {
         let round = |parts: &Vec<f64>| {

@@ -1,11 +1,11 @@
 //! `cascadia`: thresholds outside, GPUs per model by the slowest model's tail inside; one GPU type.
 //!
-//! Source: "Cascadia", arXiv 2506.04203. Inside, for given thresholds, with l_i(f) the tail of model i at its load on the best
+//! Source: "Cascadia", arXiv 2506.04203. Inside, for given thresholds, with `l_i(f)` the tail of model i at its load on the best
 //! parallelism of f GPUs:
 //! ```text
 //! minimise  L   such that   Σ_f x_if = 1,   Σ_i Σ_f f·x_if ≤ N,   L ≥ Σ_f l_i(f)·x_if
 //! ```
-//! L is the worst `reached / limit` over the promises, so that L ≤ 1 keeps them all, for every model by itself. As l_i falls
+//! L is the worst `reached / limit` over the promises, so that L ≤ 1 keeps them all, for every model by itself. As `l_i` falls
 //! with f, the programme's optimum is at most 1 exactly when every model gets the fewest GPUs that keep its own tail
 //! and these are within N: no solver is needed. The least N is the cheapest fleet; the highest rate whose GPUs are within N
 //! (stock and budget) is the fastest.
@@ -86,19 +86,19 @@ impl Tails<'_> {
 
     /// Every model on the fewest GPUs that keep its tail at its part of `rate`; `None` if some model cannot or they cannot be had.
     fn fewest(&self, rate: f64) -> Option<Counts> {
-        let fractions =
-            self.route.stats.fractions.iter().enumerate().filter(|(_, fraction)| **fraction > 0.0);
-        let best = |(model, fraction): (usize, &f64)| {
+        let parts = Search::planned_parts(self.route, self.limits);
+        let best = |(model, part): (usize, &f64)| {
             let on_offer = self.search.candidates.iter().enumerate();
             let of = on_offer
                 .filter(|(at, it)| it.model == model && it.offer == self.offer && self.capacities[*at] > 0.0);
             let replicas = of.map(|(at, it)| {
-                let count = (fraction * rate / self.capacities[at] - 1e-9).ceil().max(1.0);
+                let count = (part * rate / self.capacities[at] - 1e-9).ceil().max(1.0);
                 (at, count, count * f64::from(it.gpus()))
             });
             replicas.min_by(|a, b| a.2.total_cmp(&b.2)).map(|(at, count, _)| (at, count as u32))
         };
-        let counts: Counts = fractions.map(best).collect::<Option<_>>()?;
+        let used = parts.iter().enumerate().filter(|(_, part)| **part > 0.0);
+        let counts: Counts = used.map(best).collect::<Option<_>>()?;
         self.search.can_be_had(self.limits, &counts).then_some(counts)
     }
 

@@ -32,6 +32,17 @@ impl Search<'_> {
         (0..routes.len()).filter(move |route| one(&routes[*route]))
     }
 
+    /// Per model: the part of the rate that it is planned for.
+    pub(super) fn planned_parts(route: &Route, limits: &Limits) -> Vec<f64> {
+        route
+            .stats
+            .fractions
+            .iter()
+            .zip(&limits.margins)
+            .map(|(fraction, margin)| fraction * margin)
+            .collect()
+    }
+
     /// Columns of a route under limits.
     pub(super) fn columns(&self, route: &Route, limits: &Limits) -> Vec<Column> {
         let fractions = &route.stats.fractions;
@@ -43,7 +54,7 @@ impl Search<'_> {
         let allowed =
             (0..self.candidates.len()).map(|at| limits.allowed[at] && counts.contains_key(&at)).collect();
         let columns = self.columns(route, &Limits { allowed, ..limits.clone() });
-        assess(self.problem, &columns, &route.stats.fractions, counts)
+        assess(self.problem, &columns, &route.stats.fractions, &limits.margins, counts)
     }
 
     /// Per candidate: the highest rate at which the largest of `reached / limit` over all promises is at most 1, between

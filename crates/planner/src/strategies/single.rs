@@ -57,7 +57,7 @@ impl Search<'_> {
             stock: limits.stock.clone(),
             budget: limits.budget,
         };
-        let mut rate = limits.rate;
+        let mut rate = limits.rate * limits.margins[model];
         for _ in 0..MOST_STEPS {
             programme.demand = length_buckets.iter().map(|bucket| bucket.share * rate).collect();
             let found = if goal == Goal::Cost { programme.cheapest() } else { programme.fastest() };
