@@ -25,6 +25,9 @@ const MOST_MARGINS: i32 = 15;
 const MOST_REPLICAS: usize = 10_000;
 /// Improvements of one start, at most.
 const MOST_MOVES: usize = 100;
+/// Fleets that promise less than this part of what is needed are not tried, and no more than so many at a time.
+const NEAR: f64 = 0.9;
+const MOST_TRIES: usize = 200;
 /// A gain in rate smaller than this part is none.
 const WORTH: f64 = 1e-4;
 
@@ -38,7 +41,8 @@ impl Search<'_> {
         let plans: Vec<Plan> = starts
             .par_iter()
             .filter_map(|&at| {
-                let builder = Builder { search: self, routes, order: &order, limits, goal };
+                let capacities = self.capacities(&routes[order[at]], limits);
+                let builder = Builder { search: self, routes, order: &order, capacities, limits, goal };
                 Some(builder.improved(builder.start(at)?))
             })
             .collect();
@@ -60,6 +64,8 @@ struct Builder<'a> {
     search: &'a Search<'a>,
     routes: &'a [Route],
     order: &'a [usize],
+    /// Per candidate: the rate at which one replica keeps its promises alone.
+    capacities: Vec<f64>,
     limits: &'a Limits,
     goal: Goal,
 }
@@ -81,12 +87,11 @@ impl Builder<'_> {
 
     /// The best greedy plan for a division over the GPU types that may be taken first.
     fn start(&self, at: usize) -> Option<Plan> {
-        let capacities = self.search.capacities(&self.routes[self.order[at]], self.limits);
         let first = (0..self.search.problem.offers.len()).map(Some).chain([None]);
         let plans = first.filter_map(|first| {
             (0..MOST_MARGINS).find_map(|more| {
                 let rate = self.limits.rate * MARGIN.powi(more);
-                let plan = self.plan(at, self.greedy(at, &capacities, rate, first)?)?;
+                let plan = self.plan(at, self.greedy(at, rate, first)?)?;
                 self.is_answer(&plan).then_some(plan)
             })
         });
@@ -94,7 +99,7 @@ impl Builder<'_> {
     }
 
     /// Replicas one by one for the model that is farthest behind, at the least rent for what is still missing.
-    fn greedy(&self, at: usize, capacities: &[f64], rate: f64, first: Option<usize>) -> Option<Counts> {
+    fn greedy(&self, at: usize, rate: f64, first: Option<usize>) -> Option<Counts> {
         let parts = Search::planned_parts(&self.routes[self.order[at]], self.limits);
         let mut counts = Counts::new();
         let mut carried = vec![0.0; parts.len()];
@@ -112,16 +117,16 @@ impl Builder<'_> {
             let price = |at: usize| {
                 let candidate = &self.search.candidates[at];
                 let other = first.is_some_and(|first| candidate.offer != first);
-                (other, candidate.usd_per_hour / capacities[at].min(missing))
+                (other, candidate.usd_per_hour / self.capacities[at].min(missing))
             };
-            let next = (0..capacities.len())
-                .filter(|at| self.search.candidates[*at].model == model && capacities[*at] > 0.0)
+            let next = (0..self.capacities.len())
+                .filter(|at| self.search.candidates[*at].model == model && self.capacities[*at] > 0.0)
                 .filter(|at| self.search.can_be_had(self.limits, &changed(&counts, &[(*at, 1)])))
                 .min_by(|a, b| price(*a).0.cmp(&price(*b).0).then(price(*a).1.total_cmp(&price(*b).1)));
             match next {
                 Some(next) => {
                     *counts.entry(next).or_default() += 1;
-                    carried[model] += capacities[next];
+                    carried[model] += self.capacities[next];
                 }
                 // Everything is rented, which is the most that can be carried.
                 None => return (self.goal == Goal::Rate).then_some(counts),
@@ -130,7 +135,7 @@ impl Builder<'_> {
         None
     }
 
-    /// The best move, until none helps.
+    /// Move by move, until none helps.
     fn improved(&self, mut plan: Plan) -> Plan {
         for _ in 0..MOST_MOVES {
             match self.better_fleet(&plan).or_else(|| self.better_division(&plan)) {
@@ -151,26 +156,43 @@ impl Builder<'_> {
         plans.max_by(|a, b| a.fleet.value.total_cmp(&b.fleet.value))
     }
 
-    /// Relocate and consolidate: other replicas, cheaper or carrying more.
+    /// Relocate and consolidate: other replicas, cheaper or carrying more. Those that promise most are tried first.
     fn better_fleet(&self, plan: &Plan) -> Option<Plan> {
         let rent = self.search.rent(&plan.counts);
+        let (enough, least) = match self.goal {
+            Goal::Cost => (self.limits.rate, rent - 1e-9),
+            Goal::Rate => (plan.fleet.value, f64::INFINITY),
+        };
         let mut fleets: Vec<(f64, Counts)> = self
             .neighbours(plan)
             .into_iter()
-            .map(|counts| (self.search.rent(&counts), counts))
-            .filter(|(other, counts)| {
-                (self.goal == Goal::Rate || *other < rent - 1e-9)
-                    && self.search.can_be_had(self.limits, counts)
+            .filter(|counts| self.search.rent(counts) < least && self.search.can_be_had(self.limits, counts))
+            .map(|counts| (self.promised(plan.at, &counts), counts))
+            .filter(|(promised, _)| *promised > NEAR * enough)
+            .map(|(promised, counts)| match self.goal {
+                Goal::Cost => (self.search.rent(&counts), counts),
+                Goal::Rate => (-promised, counts),
             })
             .collect();
         fleets.sort_by(|a, b| a.0.total_cmp(&b.0));
-        let mut plans = fleets.into_iter().filter_map(|(_, counts)| self.plan(plan.at, counts));
-        match self.goal {
-            Goal::Cost => plans.find(|other| self.is_answer(other)),
-            Goal::Rate => plans
-                .filter(|other| other.fleet.value > plan.fleet.value * (1.0 + WORTH))
-                .max_by(|a, b| a.fleet.value.total_cmp(&b.fleet.value)),
-        }
+        let mut plans =
+            fleets.into_iter().take(MOST_TRIES).filter_map(|(_, counts)| self.plan(plan.at, counts));
+        let better = |other: &Plan| match self.goal {
+            Goal::Cost => self.is_answer(other),
+            Goal::Rate => other.fleet.value > plan.fleet.value * (1.0 + WORTH),
+        };
+        plans.find(better)
+    }
+
+    /// What `counts` carry if every replica keeps its promises alone.
+    fn promised(&self, at: usize, counts: &Counts) -> f64 {
+        let parts = Search::planned_parts(&self.routes[self.order[at]], self.limits);
+        let carried = |model: usize| -> f64 {
+            let of = counts.iter().filter(|(at, _)| self.search.candidates[**at].model == model);
+            of.map(|(at, count)| self.capacities[*at] * f64::from(*count)).sum()
+        };
+        let used = (0..parts.len()).filter(|model| parts[*model] > 0.0);
+        used.map(|model| carried(model) / parts[model]).fold(f64::INFINITY, f64::min)
     }
 
     /// One replica less; one or two replaced by one or two of another candidate for the same model; one more.

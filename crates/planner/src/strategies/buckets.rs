@@ -57,6 +57,8 @@ pub struct Buckets {
     pub stock: Vec<Option<u32>>,
     /// Rent per hour, at most.
     pub budget: Option<f64>,
+    /// Relative gap at which a search may end; 0 for a proven optimum.
+    pub gap: f64,
 }
 
 /// What to rent, and what serves what.
@@ -235,7 +237,7 @@ impl<'a> Programme<'a> {
     /// The best assignment; or whether it is proven that there is none.
     fn solve(&self, nodes: u64) -> Result<Assignment, bool> {
         let mut options = SolveOptions::default();
-        options.node_limit = Some(nodes);
+        (options.node_limit, options.mip_gap) = (Some(nodes), self.buckets.gap);
         let outcome = self.inner.solve_with(options).map_err(|error| error == Error::Infeasible)?;
         let solution = outcome.into_solution().map_err(|_| false)?;
         let copies: Vec<u32> =

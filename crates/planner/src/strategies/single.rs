@@ -20,6 +20,8 @@ const SIDE: usize = 4;
 /// How much more demand is planned for at a time.
 const STEPS: (f64, f64) = (1.01, 1.05);
 const MOST_STEPS: u32 = 40;
+/// Relative gap of the programme, as of the exact fleet's.
+const GAP: f64 = 5e-3;
 
 /// Queries of about the same lengths.
 struct Bucket {
@@ -56,6 +58,7 @@ impl Search<'_> {
             configurations: configurations.collect::<Option<_>>()?,
             stock: limits.stock.clone(),
             budget: limits.budget,
+            gap: GAP,
         };
         let mut rate = limits.rate * limits.margins[model];
         for _ in 0..MOST_STEPS {

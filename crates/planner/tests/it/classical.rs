@@ -60,6 +60,7 @@ fn the_example_of_melange() {
         configurations: single_gpus([(1.01, vec![2.0, 1.0, 5.0, 2.0]), (3.67, vec![20.0, 20.0, 40.0, 20.0])]),
         stock: vec![None, None],
         budget: None,
+        gap: 0.0,
     };
     let found = in_a_second(|| buckets.cheapest_sliced(1).unwrap());
     assert!(holds(&buckets, &found, 1.0));
@@ -84,6 +85,7 @@ fn the_example_of_demystifying() {
         ],
         stock: vec![Some(2); 3],
         budget: Some(8.0),
+        gap: 0.0,
     };
     let found = in_a_second(|| buckets.fastest().unwrap());
     assert!(holds(&buckets, &found, found.value));
@@ -98,7 +100,7 @@ fn synthetic(seed: u64) -> Buckets {
         let rate = |bucket: usize, noise: f64| speed * noise * 8.0 / (1.0 + bucket as f64 / 6.0);
         (usd_per_hour, (0..60).map(|bucket| rate(bucket, rng.random_range(0.5..1.5))).collect::<Vec<_>>())
     });
-    Buckets { demand, configurations: single_gpus(types), stock: vec![None; 4], budget: None }
+    Buckets { demand, configurations: single_gpus(types), stock: vec![None; 4], budget: None, gap: 0.0 }
 }
 
 /// The sizes at which Mélange's programme takes CBC 13 s (240 slices) and 139 s (480 slices).
@@ -223,6 +225,7 @@ fn small_workloads(types: usize) -> impl proptest::strategy::Strategy<Value = Bu
                 .collect(),
             stock: stock.into_iter().map(Some).collect(),
             budget: Some(budget),
+            gap: 0.0,
         })
 }
 
