@@ -127,7 +127,7 @@ pub fn max_rate(
 
 /// Shares over the limits at a load between the levels; `None` beyond the last.
 fn interpolate(levels: &[crate::table::Level], load: f64) -> Option<Vec<f64>> {
-    let above = levels.iter().position(|level| level.rate >= load * (1.0 - 1e-9))?;
+    let above = levels.iter().position(|level| level.sustained && level.rate >= load * (1.0 - 1e-9))?;
     let upper = &levels[above];
     let Some(lower) = above.checked_sub(1).map(|below| &levels[below]) else {
         return Some(upper.over.clone());
@@ -304,7 +304,7 @@ fn quality_interval(problem: &Problem, route: &Route) -> Interval {
 
 /// The score that holds with the spec's confidence. Under a relative floor the tested quantity is the difference to the
 /// share of the reference model's score, so what holds is the floor plus the certified part of that difference.
-fn certified_quality(problem: &Problem, route: &Route) -> f64 {
+pub(crate) fn certified_quality(problem: &Problem, route: &Route) -> f64 {
     match (problem.floor, route.certified, floor_value(problem)) {
         (Some(FloorRule::Relative { .. }), Some(certified), Some(floor)) => floor + certified.lower_bound,
         _ => lower_bound(&scores(problem, route), route.delta),

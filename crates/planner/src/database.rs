@@ -16,6 +16,8 @@ use boute_spec::slo::Metric;
 use boute_spec::units::SimTime;
 use serde::{Deserialize, Serialize};
 
+use crate::verify::backlog_grows;
+
 /// To be raised when the simulator or the table gives other numbers for the same inputs.
 pub const REVISION: u32 = 1;
 
@@ -131,23 +133,29 @@ pub(crate) struct Entry {
     pub(crate) records: BTreeMap<usize, Record>,
 }
 
-/// Latencies at one load: ascending quantiles of every metric, in microseconds.
+/// One load.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Record([Vec<u32>; 3]);
+pub(crate) struct Record {
+    /// Whether it is more than the replica can go on with.
+    pub(crate) backlog_grows: bool,
+    /// Ascending quantiles of every metric, in microseconds.
+    quantiles_us: [Vec<u32>; 3],
+}
 
 impl Record {
     pub(crate) fn new(outcomes: &[RequestOutcome]) -> Self {
-        Self(Metric::ALL.map(|metric| {
+        let quantiles_us = Metric::ALL.map(|metric| {
             let mut values: Vec<f64> = outcomes.iter().map(|outcome| outcome.metric_s(metric)).collect();
             values.sort_unstable_by(f64::total_cmp);
             let at = |index| (quantile(&values, share(index)) * 1e6).round().min(f64::from(u32::MAX)) as u32;
             (0..=COARSE + FINE).map(at).collect()
-        }))
+        });
+        Self { backlog_grows: backlog_grows(outcomes), quantiles_us }
     }
 
     /// Seconds that this share of requests stays within.
     pub(crate) fn quantile_s(&self, metric: Metric, share: f64) -> f64 {
-        let values = &self.0[metric as usize];
+        let values = &self.quantiles_us[metric as usize];
         let at = index(share).clamp(0.0, f64::from(COARSE + FINE));
         let (low, high) = (at.floor() as usize, at.ceil() as usize);
         let [below, above] = [low, high].map(|index| f64::from(values[index]));
@@ -156,7 +164,7 @@ impl Record {
 
     /// Share of requests over a limit.
     pub(crate) fn over(&self, metric: Metric, limit_s: f64) -> f64 {
-        let values = &self.0[metric as usize];
+        let values = &self.quantiles_us[metric as usize];
         let limit = limit_s * 1e6;
         let above = values.partition_point(|value| f64::from(*value) <= limit);
         if above == 0 {

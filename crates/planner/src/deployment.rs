@@ -110,7 +110,11 @@ pub fn columns(candidates: &[Candidate], levels: &Levels, limits: &Limits, fract
             over: if limits.looser { level.over_looser.clone() } else { level.over.clone() },
         };
         columns.extend(
-            levels[index].iter().map(column).filter(|it| it.over.iter().all(|over| *over <= WORST_OVER)),
+            levels[index]
+                .iter()
+                .filter(|level| level.sustained)
+                .map(column)
+                .filter(|it| it.over.iter().all(|over| *over <= WORST_OVER)),
         );
     }
     let beats = |a: &Column, b: &Column| a.rate >= b.rate && a.over.iter().zip(&b.over).all(|(a, b)| a <= b);

@@ -5,7 +5,9 @@ use std::fmt;
 use boute_perf::FitError;
 use boute_spec::plan::Objective;
 
+use crate::assemble::{certified_quality, floor_value};
 use crate::deployment::{Effort, Goal, Limits};
+use crate::problem::Problem;
 use crate::problem::Progress;
 use crate::routing::Route;
 use crate::search::Search;
@@ -60,13 +62,14 @@ pub(crate) fn no_baseline(strategy: crate::strategies::Strategy) -> Infeasible {
 }
 
 /// Not even the best model can be promised to keep the floor.
-pub(crate) fn no_route(routes: &[Route], floor: Option<f64>) -> Infeasible {
-    let best = routes.iter().filter_map(|route| route.certified).max_by(|a, b| a.mean.total_cmp(&b.mean));
-    let (mean, bound) = best.map_or((0.0, 0.0), |best| (best.mean, best.lower_bound));
+pub(crate) fn no_route(problem: &Problem, routes: &[Route]) -> Infeasible {
+    let mean = |route: &&Route| route.stats.quality;
+    let best = routes.iter().max_by(|a, b| mean(a).total_cmp(&mean(b)));
+    let (mean, bound) = best.map_or((0.0, 0.0), |best| (mean(&best), certified_quality(problem, best)));
     let reason = format!(
-        "the quality floor of {:.4} cannot be certified; the best model scores {mean:.4}, and on this many queries no \
+        "the quality floor of {:.4} cannot be certified; the best policy scores {mean:.4}, and on this many queries no \
          more than {bound:.4} can be promised",
-        floor.unwrap_or_default()
+        floor_value(problem).unwrap_or_default()
     );
     let text = format!("lower the floor to {:.4}", (bound * 1e4).floor() / 1e4);
     let more = "give more queries in the validation part of the quality data, or a lower `confidence`";
@@ -124,7 +127,7 @@ pub(crate) fn no_fleet(
             .filter_map(|route| Some((route, search.fleet(route, limits, Goal::Cost, Effort::Sketch)?)))
             .max_by(|a, b| a.0.stats.quality.total_cmp(&b.0.stats.quality));
         if let Some((route, fleet)) = best {
-            let bound = route.certified.map_or(route.stats.quality, |certified| certified.lower_bound);
+            let bound = certified_quality(problem, route);
             let text = format!(
                 "lower the floor to {:.4}, at ${:.2}/h",
                 (bound * 1e4).floor() / 1e4,

@@ -6,7 +6,7 @@ use boute_spec::outcome::Outcome;
 use boute_spec::plan::{Bound, Objective, Plan, Verification};
 use rayon::prelude::*;
 
-use crate::assemble::{Parts, assemble, floor_value};
+use crate::assemble::{Parts, assemble};
 use crate::candidates::{Candidate, candidates};
 use crate::database::Database;
 use crate::deployment::{Effort, Goal, Limits};
@@ -69,7 +69,7 @@ impl<'a> Prepared<'a> {
             Table::build(problem, candidates, database, progress).ok_or(PlanError::Stopped)?;
         let routes = routes(problem, &table.usd_per_query(problem, &candidates));
         if !routes.iter().any(|route| route.admissible) {
-            return Err(PlanError::Infeasible(no_route(&routes, floor_value(problem))));
+            return Err(PlanError::Infeasible(no_route(problem, &routes)));
         }
         Ok(Self { problem, candidates, table, routes })
     }

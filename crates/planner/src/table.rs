@@ -28,8 +28,10 @@ use crate::candidates::{Candidate, share_for};
 use crate::database::{Book, Database, Entry, Record, StreamDigest, replica_digest};
 use crate::problem::{Problem, Progress, Step};
 
-/// Loads, as shares of what the replica can carry when it is never idle.
-const LOADS: [f64; 12] = [0.05, 0.12, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.78, 0.86, 0.93, 1.0];
+/// Loads, as shares of what the replica carries when a batch of requests comes at once; with the last of them running
+/// out alone, that is less than it carries under a stream.
+const LOADS: [f64; 16] =
+    [0.05, 0.12, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.78, 0.86, 0.93, 1.0, 1.08, 1.17, 1.28, 1.4];
 /// Requests of one simulation: enough of the trace that its busy stretches are in.
 const REQUESTS: usize = 4_000;
 /// Beyond a load at which more than this share of requests is over some limit, higher loads are not simulated.
@@ -55,6 +57,8 @@ pub struct Level {
     pub over_looser: Vec<f64>,
     /// Per promise: the promised percentile of the metric, in seconds.
     pub reached_s: Vec<f64>,
+    /// Whether the replica can go on with it: requests do not pile up.
+    pub sustained: bool,
 }
 
 /// Levels per candidate, ascending in rate, for one length mix; none for a candidate whose model has no share in it.
@@ -139,7 +143,7 @@ impl Table {
     pub fn usd_per_query(&self, problem: &Problem, candidates: &[Candidate]) -> Vec<Option<f64>> {
         let keeps = |level: &&Level| {
             let allowed = problem.slo.iter().map(|target| 1.0 - target.percentile.share());
-            level.over.iter().zip(allowed).all(|(over, allowed)| *over <= allowed)
+            level.sustained && level.over.iter().zip(allowed).all(|(over, allowed)| *over <= allowed)
         };
         let cheapest = |model: usize, keeping: bool| {
             self.mixes
@@ -319,7 +323,7 @@ impl<'a> Desk<'a> {
                 .or_insert_with(|| Record::new(&run(&spec, &stream(self.problem, self.tokens, rate))));
             level(self.problem, candidate.model, rate, record)
         };
-        let negligible = |level: &Level| level.over.iter().all(|over| *over <= NEGLIGIBLE);
+        let negligible = |level: &Level| level.sustained && level.over.iter().all(|over| *over <= NEGLIGIBLE);
         // Shares over a limit grow with the load: bisection finds the last load at which they are negligible.
         let (mut first, mut end) = (0, LOADS.len());
         while first + 1 < end {
@@ -332,8 +336,10 @@ impl<'a> Desk<'a> {
         }
         let mut levels: Vec<Level> = Vec::new();
         for load in first..LOADS.len() {
-            levels.push(level(load));
-            if levels[levels.len() - 1].over.iter().any(|over| *over > HOPELESS) {
+            let level = level(load);
+            let hopeless = !level.sustained || level.over.iter().any(|over| *over > HOPELESS);
+            levels.push(level);
+            if hopeless {
                 break;
             }
         }
@@ -407,7 +413,13 @@ fn level(problem: &Problem, model: usize, rate: f64, record: &Record) -> Level {
     };
     let reached_s =
         problem.slo.iter().map(|target| record.quantile_s(target.metric, target.percentile.share()));
-    Level { rate, over: over(1.0), over_looser: over(LOOSER), reached_s: reached_s.collect() }
+    Level {
+        rate,
+        over: over(1.0),
+        over_looser: over(LOOSER),
+        reached_s: reached_s.collect(),
+        sustained: !record.backlog_grows,
+    }
 }
 
 /// How far off predictions for a candidate may be.

@@ -17,7 +17,7 @@ use crate::deployment::{Fleet, Goal, Limits};
 use crate::problem::{Problem, Progress, Step};
 use crate::routing::Route;
 use crate::search::{Choice, Search};
-use crate::verify::{FleetRun, broken, reached_s, simulate_fleet};
+use crate::verify::{FleetRun, broken, holds, reached_s, simulate_fleet};
 
 /// Choices simulated before giving up.
 const MOST_REPAIRS: u32 = 12;
@@ -78,9 +78,9 @@ impl Attempt {
         }
     }
 
-    /// Whether every promise was kept on both windows.
+    /// Whether every promise was kept on both windows, and could go on being kept.
     pub(crate) fn holds(&self, problem: &Problem) -> bool {
-        [&self.planned, &self.verified].into_iter().all(|run| broken(problem, run).is_empty())
+        [&self.planned, &self.verified].into_iter().all(|run| holds(problem, run))
     }
 
     /// What is optimised, less is better.
@@ -91,7 +91,8 @@ impl Attempt {
     /// Margins with that of the model most to blame raised.
     fn raised(&self, search: &Search<'_>, route: &Route) -> Vec<f64> {
         let problem = search.problem;
-        let mut blame = vec![0.0_f64; problem.models.len()];
+        // Where nothing is late and the backlog grows nevertheless, the model with the largest share is short of replicas.
+        let mut blame: Vec<f64> = route.stats.fractions.iter().map(|fraction| 1e-6 * fraction).collect();
         let mut worst = 1.0_f64;
         for run in [&self.planned, &self.verified] {
             for target in broken(problem, run) {

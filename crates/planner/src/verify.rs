@@ -12,6 +12,9 @@ use boute_spec::workload::Trace;
 
 use crate::problem::Problem;
 
+/// The backlog grows if, over the last third of the arrivals, more than this share of their number piles up.
+const BACKLOG: f64 = 0.05;
+
 /// What a simulated fleet did.
 #[derive(Debug, Clone)]
 pub struct FleetRun {
@@ -85,4 +88,38 @@ pub fn broken<'a>(problem: &'a Problem, run: &FleetRun) -> Vec<&'a SloTarget> {
         .iter()
         .filter(|target| run.outcome.failed > 0 || reached_s(problem, run, target) > target.limit_s.get())
         .collect()
+}
+
+/// Whether `run` keeps every promise and could go on: no promise broken, no request lost, no backlog that grows.
+pub fn holds(problem: &Problem, run: &FleetRun) -> bool {
+    broken(problem, run).is_empty() && !backlog_grows(&run.requests)
+}
+
+/// Whether requests pile up over the last third of the arrivals: by the least-squares line through the number of requests
+/// being served, seen at each arrival.
+pub fn backlog_grows(requests: &[RequestOutcome]) -> bool {
+    let mut arrivals: Vec<f64> = requests.iter().map(|request| request.arrival.seconds()).collect();
+    let mut ends: Vec<f64> =
+        requests.iter().map(|request| (request.arrival + request.e2e).seconds()).collect();
+    arrivals.sort_unstable_by(f64::total_cmp);
+    ends.sort_unstable_by(f64::total_cmp);
+    let from = arrivals.len() * 2 / 3;
+    let last: Vec<(f64, f64)> = (from..arrivals.len())
+        .map(|index| {
+            let ended = ends.partition_point(|end| *end <= arrivals[index]);
+            (arrivals[index], (index + 1 - ended) as f64)
+        })
+        .collect();
+    let (Some(first), Some(end)) = (last.first(), last.last()) else { return false };
+    slope(&last) * (end.0 - first.0) > BACKLOG * last.len() as f64
+}
+
+/// Slope of the least-squares line; 0 if all points stand above each other.
+fn slope(points: &[(f64, f64)]) -> f64 {
+    let count = points.len().max(1) as f64;
+    let (x, y) = points.iter().fold((0.0, 0.0), |(x, y), at| (x + at.0 / count, y + at.1 / count));
+    let (xy, xx) = points
+        .iter()
+        .fold((0.0, 0.0), |(xy, xx), at| (xy + (at.0 - x) * (at.1 - y), xx + (at.0 - x) * (at.0 - x)));
+    if xx > 0.0 { xy / xx } else { 0.0 }
 }
