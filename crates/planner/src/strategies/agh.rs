@@ -128,8 +128,8 @@ impl Builder<'_> {
                     *counts.entry(next).or_default() += 1;
                     carried[model] += self.capacities[next];
                 }
-                // Everything is rented, which is the most that can be carried.
-                None => return (self.goal == Goal::Rate).then_some(counts),
+                // Nothing more can be had; what this carries is judged by the table.
+                None => return Some(counts),
             }
         }
         None

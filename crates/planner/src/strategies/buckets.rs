@@ -24,13 +24,13 @@ const MOST_COPIES: f64 = 10_000.0;
 /// Nodes of one branch and bound, at most; the bound is stated where that is not enough.
 const NODES: u64 = 20_000;
 /// Nodes spent on showing that slices do not fit into given copies.
-const SLICE_NODES: u64 = 250;
+const SLICE_NODES: u64 = 60;
 /// Copies into which slices are tried to be fitted, at most.
 const MOST_BRANCHES: u32 = 100;
 /// A move that leaves no more than this part of the overload is taken without a look at the others.
 const ENOUGH: f64 = 0.2;
 /// Restarts of the search for a fit, and random moves of each.
-const KICKS: u32 = 30;
+const KICKS: u32 = 10;
 const KICK_MOVES: u32 = 3;
 /// Rounding error of a sum of loads.
 const EPSILON: f64 = 1e-6;

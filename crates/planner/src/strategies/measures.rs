@@ -58,7 +58,7 @@ impl Search<'_> {
     }
 
     /// Per candidate: the highest rate at which the largest of `reached / limit` over all promises is at most 1, between
-    /// levels in a straight line; 0 where none is, and where the candidate is not allowed.
+    /// sustained levels in a straight line; 0 where none is, and where the candidate is not allowed.
     pub(super) fn capacities(&self, route: &Route, limits: &Limits) -> Vec<f64> {
         let levels = self.table.levels(&route.stats.fractions);
         let slack = if limits.looser { LOOSER } else { 1.0 };
@@ -67,7 +67,8 @@ impl Search<'_> {
         };
         let capacity = |(at, candidate): (usize, &crate::candidates::Candidate)| {
             let mut before = (0.0, 0.0);
-            for level in levels[at].iter().filter(|_| limits.allowed[at]) {
+            for level in levels[at].iter().filter(|_| limits.allowed[at]).take_while(|level| level.sustained)
+            {
                 let ratios = level.reached_s.iter().zip(&self.problem.slo).enumerate();
                 let ratio = ratios
                     .filter(|(index, _)| applies(candidate.model, *index))
