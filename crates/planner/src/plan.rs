@@ -222,7 +222,7 @@ fn choose(
     let goal = goal_of(objective);
     match strategy {
         Strategy::Homogeneous => search.homogeneous(routes, limits, goal).map(|choice| (choice, None)),
-        Strategy::RoutingUniform => search.uniform(routes, limits).map(|choice| (choice, None)),
+        Strategy::RoutingUniform => search.uniform(routes, limits, goal).map(|choice| (choice, None)),
         Strategy::RoutingProportional => {
             search.proportional(routes, limits, goal).map(|choice| (choice, None))
         }

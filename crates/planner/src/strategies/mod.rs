@@ -3,8 +3,9 @@
 mod agh;
 mod alternating;
 mod blackbox;
-mod buckets;
+pub mod buckets;
 mod cascadia;
+mod measures;
 mod sequential;
 mod single;
 mod today;

@@ -1,113 +1,103 @@
 //! What a team would do today: one GPU type, one model or a threshold.
 
-use crate::deployment::{Effort, Fleet, Goal, Limits};
-use crate::problem::Problem;
+use super::measures::{Counts, as_answer, best, counts_of};
+use crate::deployment::{Effort, Fleet, Goal, Limits, solve};
 use crate::routing::Route;
 use crate::search::{Choice, Search};
 
+/// GPUs per model, at most.
+const MOST_GPUS: u32 = 1 << 12;
+
 impl Search<'_> {
-    /// One fleet per GPU type, from `best` under limits to that type; the cheapest (or fastest).
+    /// One fleet per GPU type, from `on` an offer under limits to it; the cheapest (or fastest).
     fn on_one_gpu(
         &self,
         limits: &Limits,
         goal: Goal,
-        best: impl Fn(&Limits) -> Option<Choice>,
+        on: impl Fn(usize, &Limits) -> Option<Choice>,
     ) -> Option<Choice> {
-        (0..self.problem.offers.len())
-            .filter_map(|offer| {
-                let allowed = self.candidates.iter().map(|candidate| candidate.offer == offer).collect();
-                best(&Limits { allowed, ..limits.clone() })
-            })
-            .min_by(|a, b| {
-                let key = |choice: &Choice| {
-                    if goal == Goal::Cost { choice.fleet.value } else { -choice.fleet.value }
-                };
-                key(a).total_cmp(&key(b))
-            })
+        let choices = (0..self.problem.offers.len()).filter_map(|offer| {
+            let of = |(at, candidate): (usize, &crate::candidates::Candidate)| {
+                limits.allowed[at] && candidate.offer == offer
+            };
+            let allowed = self.candidates.iter().enumerate().map(of).collect();
+            on(offer, &Limits { allowed, ..limits.clone() })
+        });
+        best(goal, choices)
     }
 
     /// `homogeneous`: one model, one GPU type.
     pub fn homogeneous(&self, routes: &[Route], limits: &Limits, goal: Goal) -> Option<Choice> {
-        let constant: Vec<usize> = (0..routes.len())
-            .filter(|route| routes[*route].admissible && routes[*route].policy.models().len() == 1)
-            .collect();
-        self.on_one_gpu(limits, goal, |limits| {
-            let fleets = constant.iter().filter_map(|&route| {
+        self.on_one_gpu(limits, goal, |_, limits| {
+            let fleets = Self::constant(routes).filter_map(|route| {
                 Some(Choice { route, fleet: self.fleet(&routes[route], limits, goal, Effort::Proof)? })
             });
-            fleets.min_by(|a, b| {
-                let key = |choice: &Choice| {
-                    if goal == Goal::Cost { choice.fleet.value } else { -choice.fleet.value }
-                };
-                key(a).total_cmp(&key(b))
-            })
+            best(goal, fleets)
         })
     }
 
-    /// `routing-proportional`: the division that needs the better model least, one GPU type.
+    /// `routing-proportional`: the division with the cheapest queries, one GPU type, the exact fleet.
     pub fn proportional(&self, routes: &[Route], limits: &Limits, goal: Goal) -> Option<Choice> {
-        let route = least_expensive_models(self.problem, routes)?;
-        self.on_one_gpu(limits, goal, |limits| {
+        let route = *self.cheapest_first(routes).first()?;
+        self.on_one_gpu(limits, goal, |_, limits| {
             Some(Choice { route, fleet: self.fleet(&routes[route], limits, goal, Effort::Proof)? })
         })
     }
 
-    /// `routing-uniform`: the same division, and the same money for every model. Each model's fleet keeps the promises on
-    /// its own; the model that needs the most money sets what all get.
-    pub fn uniform(&self, routes: &[Route], limits: &Limits) -> Option<Choice> {
-        let route = least_expensive_models(self.problem, routes)?;
-        self.on_one_gpu(limits, Goal::Cost, |limits| {
-            let fleet = self.equal_money(&routes[route], limits)?;
+    /// `routing-uniform`: the same division, and the same money for every model; with one GPU type that is as many GPUs.
+    /// Every model has the fastest fleet on them; the least number that carries the rate, or the most that can be had.
+    pub fn uniform(&self, routes: &[Route], limits: &Limits, goal: Goal) -> Option<Choice> {
+        let route = *self.cheapest_first(routes).first()?;
+        self.on_one_gpu(limits, goal, |offer, limits| {
+            let with = |gpus: u32| self.equal_gpus(&routes[route], limits, goal, offer, gpus);
+            let models = routes[route].policy.models().len() as u32;
+            let price = self.problem.offers[offer].usd_per_gpu_hour;
+            let by_money = limits.budget.map(|budget| (budget / price + 1e-9) as u32 / models);
+            let by_stock = limits.stock[offer].map(|stock| stock / models);
+            let most = by_money.into_iter().chain(by_stock).fold(MOST_GPUS, u32::min);
+            let fleet = if goal == Goal::Rate { with(most) } else { least(most, with) }?;
             Some(Choice { route, fleet })
         })
     }
 
-    fn equal_money(&self, route: &Route, limits: &Limits) -> Option<Fleet> {
-        let used: Vec<usize> =
-            (0..route.stats.fractions.len()).filter(|at| route.stats.fractions[*at] > 0.0).collect();
-        let alone = |model: usize| {
-            let mut route = route.clone();
-            let rate = limits.rate * route.stats.fractions[model];
-            route.stats.fractions =
+    /// The fastest fleet of every model on `gpus` GPUs, as an answer to `goal`.
+    fn equal_gpus(
+        &self,
+        route: &Route,
+        limits: &Limits,
+        goal: Goal,
+        offer: usize,
+        gpus: u32,
+    ) -> Option<Fleet> {
+        let mut own = Limits { budget: None, ..limits.clone() };
+        own.stock[offer] = Some(gpus);
+        let columns = self.columns(route, limits);
+        let mut counts = Counts::new();
+        for model in (0..route.stats.fractions.len()).filter(|at| route.stats.fractions[*at] > 0.0) {
+            let alone: Vec<f64> =
                 (0..route.stats.fractions.len()).map(|at| f64::from(u8::from(at == model))).collect();
-            self.fleet(&route, &Limits { rate, ..limits.clone() }, Goal::Cost, Effort::Proof)
-        };
-        let fleets: Vec<Fleet> = used.iter().map(|model| alone(*model)).collect::<Option<_>>()?;
-        let money = fleets.iter().map(Fleet::usd_per_hour).fold(0.0, f64::max);
-        let replicas: Vec<_> = fleets
-            .into_iter()
-            .flat_map(|fleet| {
-                let spare = money - fleet.usd_per_hour();
-                let mut replicas = fleet.replicas;
-                if let Some((column, count)) = replicas.first_mut() {
-                    *count += (spare / column.usd_per_hour + 1e-9).floor() as u32;
-                }
-                replicas
-            })
-            .collect();
-        let value = replicas.iter().map(|(column, count)| column.usd_per_hour * f64::from(*count)).sum();
-        let within = |offer: usize, stock: u32| {
-            let used = replicas.iter().filter(|(column, _)| column.offer == offer);
-            used.map(|(column, count)| column.gpus * f64::from(*count)).sum::<f64>() <= f64::from(stock)
-        };
-        let stocked = limits
-            .stock
-            .iter()
-            .enumerate()
-            .all(|(offer, stock)| stock.is_none_or(|stock| within(offer, stock)));
-        let affordable = limits.budget.is_none_or(|budget| value <= budget);
-        (stocked && affordable).then_some(Fleet { replicas, value, bound: 0.0 })
+            let of_model: Vec<_> = columns.iter().filter(|column| column.model == model).cloned().collect();
+            let fleet = solve(self.problem, &of_model, &alone, &own, Goal::Rate, Effort::Proof).ok()?;
+            counts.extend(counts_of(&fleet));
+        }
+        as_answer(self.carried(route, limits, &counts)?, limits, goal)
     }
 }
 
-/// What a team picks before it looks at GPUs: among the divisions that keep the floor, the one whose models are smallest on
-/// average, by weights.
-fn least_expensive_models(problem: &Problem, routes: &[Route]) -> Option<usize> {
-    let weight = |route: &Route| -> f64 {
-        let sizes = problem.models.iter().map(|model| model.shape.parameters());
-        sizes.zip(&route.stats.fractions).map(|(size, fraction)| size * fraction).sum()
-    };
-    (0..routes.len())
-        .filter(|route| routes[*route].admissible)
-        .min_by(|a, b| weight(&routes[*a]).total_cmp(&weight(&routes[*b])))
+/// The fleet of the least number up to `most` that has one, taking it that larger numbers have one too.
+fn least(most: u32, with: impl Fn(u32) -> Option<Fleet>) -> Option<Fleet> {
+    let (mut low, mut high) = (0, 1.min(most));
+    let mut found = with(high);
+    while found.is_none() && high < most {
+        (low, high) = (high, (2 * high).min(most));
+        found = with(high);
+    }
+    while found.is_some() && high - low > 1 {
+        let middle = u32::midpoint(low, high);
+        match with(middle) {
+            Some(fleet) => (high, found) = (middle, Some(fleet)),
+            None => low = middle,
+        }
+    }
+    found
 }
