@@ -80,23 +80,41 @@ pub fn plan(problem: &Problem, strategy: Strategy, progress: Progress<'_>) -> Re
     plan_on(problem, &ground, strategy, progress).map(|(plan, _)| plan)
 }
 
-/// Plans by each strategy over the same candidates, table and evaluator.
+/// One problem, made ready for any strategy: all have the same candidates, table, routes and evaluator.
+pub struct Comparison<'a> {
+    problem: &'a Problem,
+    ground: Ground,
+}
+
+impl<'a> Comparison<'a> {
+    /// Does what all strategies share.
+    ///
+    /// # Errors
+    /// If no strategy can have a plan; if stopped.
+    pub fn prepare(problem: &'a Problem, progress: Progress<'_>) -> Result<Self, PlanError> {
+        Ok(Self { problem, ground: Ground::prepare(problem, progress)? })
+    }
+
+    /// Plans by one strategy.
+    pub fn run(&self, strategy: Strategy, progress: Progress<'_>) -> StrategyResult {
+        match plan_on(self.problem, &self.ground, strategy, progress) {
+            Ok((plan, outcome)) => StrategyResult { strategy, plan: Ok(plan), outcome: Some(outcome) },
+            Err(error) => StrategyResult { strategy, plan: Err(error.to_string()), outcome: None },
+        }
+    }
+}
+
+/// Plans by each strategy in turn.
 ///
 /// # Errors
-/// If no strategy can have a plan.
+/// If no strategy can have a plan; if stopped.
 pub fn compare(
     problem: &Problem,
     strategies: &[Strategy],
     progress: Progress<'_>,
 ) -> Result<Vec<StrategyResult>, PlanError> {
-    let ground = Ground::prepare(problem, progress)?;
-    Ok(strategies
-        .iter()
-        .map(|&strategy| match plan_on(problem, &ground, strategy, progress) {
-            Ok((plan, outcome)) => StrategyResult { strategy, plan: Ok(plan), outcome: Some(outcome) },
-            Err(error) => StrategyResult { strategy, plan: Err(error.to_string()), outcome: None },
-        })
-        .collect())
+    let comparison = Comparison::prepare(problem, progress)?;
+    Ok(strategies.iter().map(|&strategy| comparison.run(strategy, progress)).collect())
 }
 
 fn plan_on(
