@@ -95,12 +95,12 @@ impl<'a> Comparison<'a> {
         Ok(Self { problem, ground: Ground::prepare(problem, progress)? })
     }
 
-    /// Plans by one strategy.
-    pub fn run(&self, strategy: Strategy, progress: Progress<'_>) -> StrategyResult {
-        match plan_on(self.problem, &self.ground, strategy, progress) {
-            Ok((plan, outcome)) => StrategyResult { strategy, plan: Ok(plan), outcome: Some(outcome) },
-            Err(error) => StrategyResult { strategy, plan: Err(error.to_string()), outcome: None },
-        }
+    /// Plans by one strategy; with the plan, what verification saw.
+    ///
+    /// # Errors
+    /// If it finds nothing that meets the targets; if stopped before anything was found.
+    pub fn run(&self, strategy: Strategy, progress: Progress<'_>) -> Result<(Plan, Outcome), PlanError> {
+        plan_on(self.problem, &self.ground, strategy, progress)
     }
 }
 
@@ -114,7 +114,13 @@ pub fn compare(
     progress: Progress<'_>,
 ) -> Result<Vec<StrategyResult>, PlanError> {
     let comparison = Comparison::prepare(problem, progress)?;
-    Ok(strategies.iter().map(|&strategy| comparison.run(strategy, progress)).collect())
+    Ok(strategies
+        .iter()
+        .map(|&strategy| match comparison.run(strategy, progress) {
+            Ok((plan, outcome)) => StrategyResult { strategy, plan: Ok(plan), outcome: Some(outcome) },
+            Err(error) => StrategyResult { strategy, plan: Err(error.to_string()), outcome: None },
+        })
+        .collect())
 }
 
 fn plan_on(
@@ -128,7 +134,9 @@ fn plan_on(
     let mut best: Option<Attempt> = None;
     for repairs in 0..=MOST_REPAIRS {
         let limits = search.limits(problem.rate * margin);
-        let found = choose(&search, &ground.routes, strategy, &limits, progress);
+        // The fastest fleet may be none at all: then nothing carries any load within the limits.
+        let found = choose(&search, &ground.routes, strategy, &limits, progress)
+            .filter(|(choice, _)| !choice.fleet.replicas.is_empty());
         let Some((choice, bound)) = found else {
             if best.is_some() || repairs > 0 {
                 break;

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use boute_planner::assemble::in_words;
 use boute_planner::score::{Scoring, unloaded_e2e_p95_s};
 use boute_planner::{Comparison, PlanError, Problem, Strategy};
 use boute_render::comparison::{Reading, Summary, markdown, page, pictures, score_table, summarise};
@@ -59,6 +60,9 @@ impl Args {
         Choices { cloud: self.cloud.clone(), seed, router_file: "plan.router.json".into(), scoring: true }
     }
 }
+
+/// Begins the reason for no plan where boute is to blame.
+const FAULT: &str = "fault: ";
 
 pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
     let runtime = tokio::runtime::Runtime::new().map_err(Failure::unexpected)?;
@@ -131,6 +135,12 @@ fn compare_grid(args: &Args, path: &Path, folder: &Path, printer: Printer) -> Re
     report(&results, &grid, &input, folder, printer)?;
     if stopped {
         printer.say(format_args!("stopped after {done} of {total}; the same command goes on from here"));
+    }
+    let faults = results.all().iter().filter(|result| result.fleet.starts_with(FAULT)).count();
+    if faults > 0 {
+        return Err(Failure::unexpected(format_args!(
+            "{faults} plans were refused by their own checks; see `{FAULT}` in results.jsonl"
+        )));
     }
     Ok(if stopped { Ending::Unmet } else { Ending::Done })
 }
@@ -356,43 +366,49 @@ impl Case {
         };
         let start = Instant::now();
         let prepared = match Comparison::prepare(&self.problem, &progress) {
-            Ok(comparison) => Ok(comparison),
-            Err(PlanError::Infeasible(why)) => Err(why.reason),
+            Err(error @ PlanError::Infeasible(_)) => Err(why(&error)),
             Err(PlanError::Stopped) => return Ok(Ended::Stopped),
-            Err(error) => return Err(Failure::unexpected(error)),
+            other => Ok(other.map_err(Failure::unexpected)?),
         };
         let shared = start.elapsed().as_secs_f64();
         let mut scoring = Scoring::new(&self.problem, &self.window);
         for &strategy in strategies {
             let start = Instant::now();
             let plan = match &prepared {
-                Ok(comparison) => comparison.run(strategy, &progress).plan,
+                Ok(comparison) => comparison.run(strategy, &progress).map_err(|error| why(&error)),
                 Err(why) => Err(why.clone()),
             };
             let planning = start.elapsed().as_secs_f64();
             show(&format!("scoring `{strategy}`"));
             let start = Instant::now();
-            let score = match &plan {
-                Ok(plan) => scoring.score(plan, &stop_requested),
-                Err(_) => None,
-            };
+            let score = plan.as_ref().ok().and_then(|(plan, _)| scoring.score(plan, &stop_requested));
             if stop_requested() {
                 return Ok(Ended::Stopped);
             }
             let seconds = Seconds { shared, planning, scoring: start.elapsed().as_secs_f64() };
+            let (fleet, gap) = match &plan {
+                Ok((plan, _)) => (in_words(&plan.deployment), plan.bound.as_ref().map(|bound| bound.gap)),
+                Err(why) => (why.clone(), None),
+            };
             each(CellResult {
                 cell: self.name.clone(),
                 objective: self.problem.objective,
                 strategy: strategy.name().into(),
                 score,
-                fleet: match &plan {
-                    Ok(plan) => boute_planner::assemble::in_words(&plan.deployment),
-                    Err(why) => why.lines().next().unwrap_or_default().into(),
-                },
-                gap: plan.as_ref().ok().and_then(|plan| plan.bound.as_ref()).map(|bound| bound.gap),
+                fleet,
+                gap,
                 seconds,
             })?;
         }
         Ok(Ended::Whole)
+    }
+}
+
+/// Why a strategy has no plan, in a line. A plan that the checks refuse is a fault of boute, and says so.
+fn why(error: &PlanError) -> String {
+    match error {
+        PlanError::Infeasible(infeasible) => infeasible.reason.clone(),
+        PlanError::Stopped => error.to_string(),
+        PlanError::Invalid(invalid) => format!("{FAULT}{}", invalid.to_string().replace('\n', " ")),
     }
 }
