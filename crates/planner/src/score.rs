@@ -34,8 +34,8 @@ const RATE_STEP: f64 = 1.01;
 const FIRST_STEP: f64 = 1.15;
 /// Steps up or down at most.
 const MOST_STEPS: u32 = 6;
-/// The backlog grows if more than this share of the requests of the last third of the arrivals is left when it ends,
-/// beyond what was there when it began.
+/// Growth of the backlog that counts: more than this share of the last third of the arrivals, and more than twice the
+/// root of their number, which chance can do.
 const BACKLOG: f64 = 0.05;
 /// Requests on which an unloaded replica is timed, and the seconds between them.
 const UNLOADED_REQUESTS: usize = 1_000;
@@ -167,7 +167,8 @@ fn backlog_grows(run: &FleetRun) -> bool {
         })
         .collect();
     let (Some(first), Some(end)) = (last.first(), last.last()) else { return false };
-    slope(&last) * (end.0 - first.0) > BACKLOG * last.len() as f64
+    let count = last.len() as f64;
+    slope(&last) * (end.0 - first.0) > (BACKLOG * count).max(2.0 * count.sqrt())
 }
 
 /// Slope of the least-squares line; 0 if all points stand above each other.
