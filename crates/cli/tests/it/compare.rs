@@ -87,7 +87,9 @@ fn a_grid_is_compared_and_goes_on_where_it_was_stopped() {
     for result in data["results"].as_array().unwrap().iter().filter(|result| !result["score"].is_null()) {
         let score = &result["score"];
         let (rate, max_rate) = (score["rate"].as_f64().unwrap(), score["max_rate"].as_f64().unwrap());
-        assert_eq!(score["rate_met"].as_bool().unwrap(), max_rate >= rate, "{score}");
+        // Not the other way round: a second of traffic keeps every promise while the backlog grows.
+        assert!(score["rate_met"] == true || max_rate < rate, "{score}");
+        assert!(max_rate > 0.0 && score["quality_low"].as_f64() < score["quality"].as_f64(), "{score}");
     }
 
     // Another grid, or a line that is none.
