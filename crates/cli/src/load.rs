@@ -7,7 +7,7 @@ use boute_router::Scorer;
 use boute_router::certify::FloorRule;
 use boute_spec::catalog::{Catalog, Model, Precision};
 use boute_spec::data_file::{parse_quality, parse_trace};
-use boute_spec::file::{Floor, ModelEntry, QualityEntry, Spec, Stock};
+use boute_spec::file::{Floor, GpuEntry, ModelEntry, QualityEntry, Spec, Stock};
 use boute_spec::parse::parse_spec;
 use boute_spec::plan::InputDigest;
 use boute_spec::units::{RequestsPerSecond, UsdPerHour};
@@ -16,8 +16,8 @@ use boute_spec::workload::{QualityData, Split, Trace};
 use crate::failure::Failure;
 use crate::files::{Input, beside};
 
-/// Requests a trace must have: one half is planned on, the other half verifies.
-const FEWEST_REQUESTS: usize = 100;
+/// Requests a window of the trace must have.
+const FEWEST_REQUESTS: usize = 50;
 /// Queries that the planning and the held-out part must have each: with fewer no floor worth having can be promised.
 const FEWEST_QUERIES: usize = 30;
 /// Requests of each window, at most: enough for a stable 99th percentile.
@@ -30,6 +30,8 @@ pub(crate) type Open<'a> = &'a dyn Fn(&str) -> Result<Input, Failure>;
 pub(crate) struct Loaded {
     /// For the planner.
     pub(crate) problem: Problem,
+    /// Traffic to score plans on; where it was asked for.
+    pub(crate) scoring: Option<Trace>,
     /// For serving; `None` where no query is routed.
     pub(crate) scorer: Option<Scorer>,
     /// Quality data, for texts of real queries.
@@ -47,6 +49,8 @@ pub(crate) struct Choices {
     pub(crate) seed: u64,
     /// Where the router artefact will be, relative to the plan.
     pub(crate) router_file: String,
+    /// Whether a third window of the trace is kept, to score plans on.
+    pub(crate) scoring: bool,
 }
 
 /// Reads the spec at `path` and everything it names.
@@ -59,20 +63,34 @@ pub(crate) fn load(path: &Path, choices: &Choices) -> Result<Loaded, Failure> {
 /// The same, with the files the spec names taken from `open`.
 pub(crate) fn load_with(input: &Input, choices: &Choices, open: Open<'_>) -> Result<Loaded, Failure> {
     let spec = parse_spec(&input.name, &input.text).map_err(Failure::told)?;
+    resolve(&spec, input.digest("spec"), choices, open)
+}
+
+/// The same from a spec that is read already.
+pub(crate) fn resolve(
+    spec: &Spec,
+    digest: InputDigest,
+    choices: &Choices,
+    open: Open<'_>,
+) -> Result<Loaded, Failure> {
     let mut notes = Vec::new();
-    let mut inputs = vec![input.digest("spec"), prices_digest()];
+    let mut inputs = vec![digest, prices_digest()];
     let models = spec.models.iter().map(|entry| model(entry, open)).collect::<Result<Vec<_>, _>>()?;
-    let offers = offers(&spec, choices.cloud.as_deref(), &mut notes)?;
-    let (planning_trace, verification_trace, rate) = traffic(&spec, open, &mut inputs)?;
+    let offers = offers(&spec.gpus, choices.cloud.as_deref(), &mut notes)?;
+    let (windows, rate) = traffic(spec, if choices.scoring { 3 } else { 2 }, open, &mut inputs)?;
+    let mut windows = windows.into_iter();
+    let (Some(planning_trace), Some(verification_trace)) = (windows.next(), windows.next()) else {
+        return Err(Failure::unexpected("the trace was not divided"));
+    };
     let (quality, scorer, data) = match &spec.quality {
         None => (None, None, None),
         Some(entry) => {
-            let (inputs_of_router, scorer, data) = routing(&spec, entry, choices, open, &mut inputs)?;
+            let (inputs_of_router, scorer, data) = routing(spec, entry, choices, open, &mut inputs)?;
             (Some(inputs_of_router), Some(scorer), Some(data))
         }
     };
     let floor =
-        spec.quality.as_ref().and_then(|entry| entry.floor.as_ref()).map(|floor| floor_rule(floor, &spec));
+        spec.quality.as_ref().and_then(|entry| entry.floor.as_ref()).map(|floor| floor_rule(floor, spec));
     let problem = Problem {
         models,
         offers,
@@ -91,7 +109,7 @@ pub(crate) fn load_with(input: &Input, choices: &Choices, open: Open<'_>) -> Res
         inputs,
         tool_version: env!("CARGO_PKG_VERSION").into(),
     };
-    Ok(Loaded { problem, scorer, quality: data, notes })
+    Ok(Loaded { problem, scoring: windows.next(), scorer, quality: data, notes })
 }
 
 /// The compiled-in prices are an input like any other.
@@ -118,10 +136,14 @@ pub(crate) fn model(entry: &ModelEntry, open: Open<'_>) -> Result<Model, Failure
     Model::from_hf(&entry.id, weights, &input.name, &input.text, entry.dtype).map_err(Failure::told)
 }
 
-fn offers(spec: &Spec, cloud: Option<&str>, notes: &mut Vec<String>) -> Result<Vec<GpuOffer>, Failure> {
+/// GPU types of the spec with their prices; notes say where those come from.
+pub(crate) fn offers(
+    gpus: &[GpuEntry],
+    cloud: Option<&str>,
+    notes: &mut Vec<String>,
+) -> Result<Vec<GpuOffer>, Failure> {
     let catalog = Catalog::builtin();
-    spec.gpus
-        .iter()
+    gpus.iter()
         .map(|entry| {
             let gpu = catalog.gpu(&entry.gpu).map_err(Failure::told)?.clone().with_link(entry.link);
             let usd_per_gpu_hour = if let Some(price) = entry.price {
@@ -150,23 +172,24 @@ fn on_cloud(cloud: Option<&str>) -> String {
     cloud.map(|cloud| format!(" on `{cloud}`")).unwrap_or_default()
 }
 
-/// Planning window, verification window and rate. The windows are the two halves of the trace.
+/// The trace in `parts` windows of equal length, and their rate. The first is planned on, the second verifies, the third
+/// scores.
 fn traffic(
     spec: &Spec,
+    parts: usize,
     open: Open<'_>,
     inputs: &mut Vec<InputDigest>,
-) -> Result<(Trace, Trace, f64), Failure> {
+) -> Result<(Vec<Trace>, f64), Failure> {
     let input = open(&spec.traffic.trace)?;
     let trace = parse_trace(&input.name, &input.text).map_err(Failure::told)?;
     inputs.push(input.digest("trace"));
     let count = trace.requests().len();
-    if count < FEWEST_REQUESTS {
+    if count < parts * FEWEST_REQUESTS {
         return Err(Failure::input(
-            format_args!("`{}` has {count} requests, fewer than {FEWEST_REQUESTS}", input.name),
-            "a plan is made on one half of the trace and verified on the other: give a longer trace",
+            format_args!("`{}` has {count} requests, fewer than {}", input.name, parts * FEWEST_REQUESTS),
+            "a plan is made on one part of the trace and judged on the others: give a longer trace",
         ));
     }
-    let half = count / 2;
     let rate = spec.traffic.rate.map_or_else(|| trace.rate_per_second(), RequestsPerSecond::get);
     if !(rate.is_finite() && rate > 0.0) {
         return Err(Failure::input(
@@ -174,9 +197,18 @@ fn traffic(
             "set `traffic.rate`, such as `rate: 20 req/s`",
         ));
     }
-    let planning = trace.window(half.saturating_sub(WINDOW_REQUESTS)..half).at_rate(rate);
-    let verification = trace.window(half..count.min(half + WINDOW_REQUESTS)).at_rate(rate);
-    Ok((planning, verification, rate))
+    let windows = (0..parts).map(|part| {
+        let (start, end) = (count * part / parts, count * (part + 1) / parts);
+        // What is longer than needed is cut where the windows are far from each other, so that plans are made on the
+        // latest traffic before that which judges them.
+        let range = if part == 0 {
+            end.saturating_sub(WINDOW_REQUESTS)..end
+        } else {
+            start..end.min(start + WINDOW_REQUESTS)
+        };
+        trace.window(range).at_rate(rate)
+    });
+    Ok((windows.collect(), rate))
 }
 
 /// Scores of the planning and of the held-out queries, by the router that will serve.

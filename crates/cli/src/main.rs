@@ -12,9 +12,11 @@ mod load;
 mod printer;
 mod progress;
 mod replay;
+mod results;
 
 use commands::{
-    bench, catalog, check, demo, export, mock, optimize, perf, plan, profile, router, schema, serve, simulate,
+    bench, catalog, check, compare, demo, export, mock, optimize, perf, plan, profile, router, schema, serve,
+    simulate,
 };
 use failure::{Ending, Failure, exit_code};
 use printer::Printer;
@@ -44,6 +46,9 @@ enum Command {
     Demo(demo::Args),
     /// Find the fleet and the routing policy for a spec.
     Plan(plan::Args),
+    /// Plan a spec, or every cell of a grid, by all strategies, and score the plans on traffic and queries that none of
+    /// them was chosen on.
+    Compare(compare::Args),
     /// Simulate a plan on a trace, token by token, or one replica with the step times of another cost model.
     Simulate(simulate::Args),
     /// Predict the speed of replicas: TTFT, TPOT, where the time goes and what binds.
@@ -92,6 +97,7 @@ fn run(command: Command, printer: Printer) -> Result<Ending, Failure> {
     match command {
         Command::Demo(args) => demo::run(&args, printer),
         Command::Plan(args) => plan::run(&args, printer),
+        Command::Compare(args) => compare::run(&args, printer),
         Command::Simulate(args) => simulate::run(&args, printer),
         Command::Perf(command) => perf::run(&command, printer),
         Command::Router(command) => router::run(&command, printer),

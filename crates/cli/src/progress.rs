@@ -45,7 +45,7 @@ impl Progress {
         } else {
             ProgressDrawTarget::stderr()
         });
-        let style = ProgressStyle::with_template("{msg:<44} {bar:28} {pos}/{len}  {elapsed}, {eta} left")
+        let style = ProgressStyle::with_template("{msg:<44} {bar:28} {pos}/{len}  {elapsed}{prefix}")
             .unwrap_or_else(|_| ProgressStyle::default_bar());
         bar.set_style(style.progress_chars("█▓░"));
         Self { bar, lines: (!quiet && !terminal).then(|| Mutex::new(Instant::now())) }
@@ -53,8 +53,15 @@ impl Progress {
 
     /// `done` of `total` of the work that `message` describes.
     pub(crate) fn at(&self, message: &str, done: u64, total: u64) {
+        if done < self.bar.position() {
+            self.bar.reset_elapsed();
+        }
         self.bar.set_length(total);
         self.bar.set_position(done);
+        let left = self.left(done, total);
+        if self.bar.prefix() != left {
+            self.bar.set_prefix(left.clone());
+        }
         if self.bar.message() != message {
             self.bar.set_message(message.to_owned());
         }
@@ -62,9 +69,17 @@ impl Progress {
         let mut last = last;
         if last.elapsed() >= LINE_EVERY {
             *last = Instant::now();
-            let left = self.bar.eta().as_secs();
-            anstream::eprintln!("{message}: {done}/{total}, about {left} s left");
+            anstream::eprintln!("{message}: {done}/{total}{left}");
         }
+    }
+
+    /// How long the rest takes if it goes on as it went since this work began; nothing before there is a rate.
+    fn left(&self, done: u64, total: u64) -> String {
+        if done == 0 {
+            return String::new();
+        }
+        let rest = total.saturating_sub(done) as f64 / done as f64;
+        format!(", about {:.0} s left", self.bar.elapsed().as_secs_f64() * rest)
     }
 
     /// Removes the bar.

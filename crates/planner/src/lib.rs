@@ -6,6 +6,7 @@
 //! 4. [`deployment`]: the exact fleet for a division; [`search`]: the sweep over divisions, and the baselines.
 //! 5. [`verify`]: the whole fleet on other traffic and held-out queries; where the table was optimistic, plan for more
 //!    and solve again.
+//! 6. [`score`]: what a plan is worth on traffic that it was neither made nor repaired on.
 
 pub mod assemble;
 pub mod candidates;
@@ -16,6 +17,7 @@ mod neighbours;
 mod plan;
 pub mod problem;
 pub mod routing;
+pub mod score;
 pub mod search;
 pub mod strategies;
 pub mod table;

@@ -176,10 +176,10 @@ pub fn plan(
     Prepared::new(problem, database, progress)?.plan(strategy, progress).map(|(plan, _)| plan)
 }
 
-/// Plans by each strategy over the same candidates, table and evaluator.
+/// Plans by each strategy in turn.
 ///
 /// # Errors
-/// If no strategy can have a plan.
+/// If no strategy can have a plan; if stopped.
 pub fn compare(
     problem: &Problem,
     strategies: &[Strategy],

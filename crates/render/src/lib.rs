@@ -1,5 +1,6 @@
 //! Pure views of checked data: texts for the terminal, a page to look at, files that run a plan.
 
+pub mod comparison;
 pub mod export;
 mod fixture;
 pub mod report;

@@ -7,7 +7,7 @@ use boute_spec::plan::Plan;
 use serde_json::json;
 
 use crate::StrategyRow;
-use crate::svg::{bars, escape, fleet, front, latency, quality_curve, series};
+use crate::svg::{bars, escape, fleet, front, latency, quality_curve, series, standalone};
 use crate::terminal::time;
 
 /// What a report shows; what is empty or `None` is left out.
@@ -83,24 +83,25 @@ pub fn html(data: &ReportData<'_>) -> String {
     });
     // `<` inside a script element could end it.
     let numbers = numbers.to_string().replace('<', "\\u003c");
+    let scripts = format!(
+        "<script type=\"application/json\" id=\"boute-data\">{numbers}</script><script>{SCRIPT}</script>"
+    );
+    document(&format!("boute: {}", predicted.cost_usd_per_hour), &body, &scripts)
+}
+
+/// A page that needs nothing from elsewhere.
+pub(crate) fn document(title: &str, body: &str, scripts: &str) -> String {
     format!(
-        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"><title>boute: {}</title><link rel=\"icon\" href=\"data:,\"><style>{STYLE}</style></head><body><main>{body}</main><script type=\"application/json\" id=\"boute-data\">{numbers}</script><script>{SCRIPT}</script></body></html>\n",
-        predicted.cost_usd_per_hour
+        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"><title>{title}</title><link rel=\"icon\" href=\"data:,\"><style>{STYLE}</style></head><body><main>{body}</main>{scripts}</body></html>\n"
     )
 }
 
-/// One picture: what the strategies cost, for the README. Colours are fixed greys and a blue that read on light and dark.
+/// One picture: what the strategies cost, for the README.
 pub fn cost_picture(rows: &[StrategyRow]) -> String {
-    let style = "<style>text{font:14px system-ui,sans-serif;fill:#7d8590}.direct{font-weight:600}svg{--series-1:#2f81f7;--muted:#8b949e66}</style>";
-    let picture = comparison_bars(rows);
-    picture.replacen("<svg ", "<svg xmlns=\"http://www.w3.org/2000/svg\" ", 1).replacen(
-        '>',
-        &format!(">{style}"),
-        1,
-    )
+    standalone(&comparison_bars(rows))
 }
 
-fn section(body: &mut String, title: &str, content: &str) {
+pub(crate) fn section(body: &mut String, title: &str, content: &str) {
     let _ = write!(body, "<section><h2>{title}</h2>{content}</section>");
 }
 
@@ -122,7 +123,7 @@ fn wrapped(tag: &str, texts: impl Iterator<Item = String>) -> String {
     })
 }
 
-fn html_table(caption: &str, header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+pub(crate) fn html_table(caption: &str, header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
     let head = wrapped("th", header.iter().map(ToString::to_string));
     let mut out = format!(
         "<div class=\"scroll\"><table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>"

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use boute_spec::outcome::Outcome;
+use boute_spec::outcome::{Outcome, quantile};
 use boute_spec::plan::{FrontPoint, PlanDraft};
 use boute_spec::slo::{Metric, Percentile};
 
@@ -15,6 +15,16 @@ pub(crate) fn escape(text: &str) -> String {
         .replace('>', "&gt;")
         .replace('"', "&quot;")
         .replace('\'', "&#39;")
+}
+
+/// A drawing that stands alone: with fixed greys and a blue that read on light and dark.
+pub(crate) fn standalone(drawing: &str) -> String {
+    let style = "<style>text{font:14px system-ui,sans-serif;fill:#7d8590}.direct{font-weight:600}.grid{stroke:#8b949e66}svg{--series-1:#2f81f7;--muted:#8b949e66}</style>";
+    drawing.replacen("<svg ", "<svg xmlns=\"http://www.w3.org/2000/svg\" ", 1).replacen(
+        '>',
+        &format!(">{style}"),
+        1,
+    )
 }
 
 /// The series colour of a model, by its place.
@@ -333,6 +343,60 @@ pub(crate) fn quality_curve(curve: &[(f64, f64)], chosen: Option<f64>) -> String
             x.at(share) - 12.0,
             y.at(quality) - 6.0
         );
+    }
+    out.push_str("</svg>");
+    out
+}
+
+/// Gains as dots on one line per row, each row's ascending, with a bar from quartile to quartile and the median written at
+/// the end; rows without gains say so.
+pub(crate) fn gains(rows: &[(String, &[f64])], label: &str) -> String {
+    let (width, row_height, left, right) = (720.0, 26.0, 210.0, 90.0);
+    let height = rows.len() as f64 * row_height + 30.0;
+    let all = rows.iter().flat_map(|(_, gains)| gains.iter().copied());
+    let low = all.clone().fold(0.0, f64::min);
+    let high = all.fold(0.01, f64::max);
+    let air = (high - low) * 0.03;
+    let x = Scale { low: low - air, high: high + air, from: left, to: width - right };
+    let mut out =
+        format!("<svg viewBox=\"0 0 {width} {height}\" role=\"img\" aria-label=\"{}\">", escape(label));
+    for tick in ticks(x.low, x.high) {
+        let at = x.at(tick);
+        let _ = write!(
+            out,
+            "<line class=\"grid\" x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"4\" y2=\"{0}\"/><text class=\"tick\" x=\"{at:.1}\" y=\"{1}\" text-anchor=\"middle\">{2:+.0}%</text>",
+            height - 24.0,
+            height - 8.0,
+            tick * 100.0
+        );
+    }
+    for (index, (name, gains)) in rows.iter().enumerate() {
+        let y = index as f64 * row_height + 16.0;
+        let text = if gains.is_empty() {
+            "no cell".into()
+        } else {
+            format!("{:+.1}%", quantile(gains, 0.5) * 100.0)
+        };
+        let (from, to) = (x.at(quantile(gains, 0.25)), x.at(quantile(gains, 0.75)));
+        let _ = write!(
+            out,
+            "<text class=\"tick\" x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{}</text><rect x=\"{from:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"16\" rx=\"3\" fill=\"var(--muted)\"/><text class=\"direct\" x=\"{}\" y=\"{:.1}\">{text}</text>",
+            left - 10.0,
+            y + 5.0,
+            escape(name),
+            y - 8.0,
+            to - from,
+            width - right + 10.0,
+            y + 5.0
+        );
+        for gain in *gains {
+            let _ = write!(
+                out,
+                "<circle cx=\"{:.1}\" cy=\"{y:.1}\" r=\"3\" fill=\"{}\" fill-opacity=\"0.6\"/>",
+                x.at(*gain),
+                series(0)
+            );
+        }
     }
     out.push_str("</svg>");
     out

@@ -17,7 +17,7 @@ fn heading(text: &str, colour: bool) -> String {
     if colour { format!("\x1b[1m{text}\x1b[0m") } else { text.to_owned() }
 }
 
-fn table(header: &[&str], rows: Vec<Vec<String>>, numbers_from: usize) -> String {
+pub(crate) fn table(header: &[&str], rows: Vec<Vec<String>>, numbers_from: usize) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(header.to_vec()).add_rows(rows);
     for column in numbers_from..header.len() {

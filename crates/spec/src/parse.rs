@@ -14,6 +14,10 @@ use crate::plan::Objective;
 use crate::slo::{Metric, Percentile, SloKey, SloTarget};
 use crate::units::{Fraction, UnitError};
 
+mod grid;
+
+pub use grid::parse_grid;
+
 /// One thing wrong with a spec.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
@@ -266,6 +270,30 @@ impl Walk {
         }
         found
     }
+
+    fn required_word<T: Copy>(&mut self, map: &Map<'_>, key: &str, words: &[(&'static str, T)]) -> Option<T> {
+        let Some(tree) = map.get(key) else {
+            self.missing(map, key, words[0].0);
+            return None;
+        };
+        self.word(tree, key, words)
+    }
+
+    fn version(&mut self, map: &Map<'_>) {
+        self.required_word(map, "apiVersion", &[("boute/v1", ())]);
+    }
+
+    fn confidence(&mut self, map: &Map<'_>) -> Option<Fraction> {
+        let Some(tree) = map.get("confidence") else { return Fraction::new(0.95) };
+        self.parsed::<Fraction>(tree, "confidence", "0.95", true).filter(|value| {
+            let inside = value.get() > 0.0 && value.get() < 1.0;
+            if !inside {
+                let hint = "certainty is not to be had: give a number below 1, such as 0.95";
+                self.problem(place_of(tree), "the confidence is not between 0 and 1", hint);
+            }
+            inside
+        })
+    }
 }
 
 /// A map in the tree.
@@ -311,13 +339,23 @@ const DTYPES: [(&str, Precision); 4] = [
 /// # Errors
 /// With every problem found: syntax, unknown keys and names, missing units, contradictions.
 pub fn parse_spec(file: &str, text: &str) -> Result<Spec, SpecErrors> {
+    let hint = "see examples/llama-8b-70b.yaml for the form, or `boute schema` for an editor";
+    read(file, text, hint, spec)
+}
+
+/// Reads a strict file; `form` says where its form is shown.
+fn read<T>(
+    file: &str,
+    text: &str,
+    form: &str,
+    walk_tree: impl FnOnce(&mut Walk, &Spanned<Tree>) -> Option<T>,
+) -> Result<T, SpecErrors> {
     let failed = |problems| SpecErrors { file: file.into(), problems, text: text.into() };
     let tree: Spanned<Tree> =
-        serde_saphyr::from_str(text).map_err(|error| failed(vec![syntax_problem(&error)]))?;
+        serde_saphyr::from_str(text).map_err(|error| failed(vec![syntax_problem(&error, form)]))?;
     let mut walk = Walk { problems: Vec::new() };
-    let spec = spec(&mut walk, &tree);
-    match spec {
-        Some(spec) if walk.problems.is_empty() => Ok(spec),
+    match walk_tree(&mut walk, &tree) {
+        Some(value) if walk.problems.is_empty() => Ok(value),
         _ => {
             walk.problems.sort_by_key(|problem| (problem.line, problem.column));
             Err(failed(walk.problems))
@@ -326,22 +364,21 @@ pub fn parse_spec(file: &str, text: &str) -> Result<Spec, SpecErrors> {
 }
 
 /// What is wrong with text that is not one YAML value.
-fn syntax_problem(error: &serde_saphyr::Error) -> Problem {
+fn syntax_problem(error: &serde_saphyr::Error, form: &str) -> Problem {
     let place = error.location().map_or((1, 1), |at| (at.line(), at.column()));
     let (width, message, hint) = match error.without_snippet() {
         serde_saphyr::Error::DuplicateMappingKey { key: Some(key), .. } => {
             (key.chars().count(), format!("`{key}` is given twice"), "remove one of the two")
         }
         serde_saphyr::Error::MultipleDocuments { .. } => {
-            (1, "a second document begins here".into(), "give one spec per file: remove the line `---`")
+            (1, "a second document begins here".into(), "give one per file: remove the line `---`")
         }
         other => {
             let text = other.to_string();
             let text = text.lines().next().unwrap_or_default();
             // The library appends the place, which is stated anyway.
             let message = text.split_once(" at line ").map_or(text, |(message, _)| message);
-            let hint = "see examples/llama-8b-70b.yaml for the form, or `boute schema` for an editor";
-            (1, format!("not valid YAML: {message}"), hint)
+            (1, format!("not valid YAML: {message}"), form)
         }
     };
     Problem {
@@ -355,12 +392,7 @@ fn syntax_problem(error: &serde_saphyr::Error) -> Problem {
 
 fn spec(walk: &mut Walk, tree: &Spanned<Tree>) -> Option<Spec> {
     let map = walk.map(tree, "the spec", &KEYS);
-    match map.get("apiVersion") {
-        None => walk.missing(&map, "apiVersion", "boute/v1"),
-        Some(version) => {
-            walk.word(version, "apiVersion", &[("boute/v1", ())]);
-        }
-    }
+    walk.version(&map);
     let models = models(walk, &map);
     let gpus = gpus(walk, &map);
     let traffic = traffic(walk, &map);
@@ -619,17 +651,7 @@ fn quality(walk: &mut Walk, tree: &Spanned<Tree>, models: &[ModelEntry]) -> Opti
     let data = walk.required(&map, "data", "quality.jsonl");
     let router = map.get("router").and_then(|tree| walk.scalar(tree, "router", "router.json", true));
     let floor = map.get("floor").and_then(|tree| floor(walk, tree, models));
-    let confidence = match map.get("confidence") {
-        None => Fraction::new(0.95),
-        Some(tree) => walk.parsed::<Fraction>(tree, "confidence", "0.95", true).filter(|value| {
-            let inside = value.get() > 0.0 && value.get() < 1.0;
-            if !inside {
-                let hint = "certainty is not to be had: give a number below 1, such as 0.95";
-                walk.problem(place_of(tree), "the confidence is not between 0 and 1", hint);
-            }
-            inside
-        }),
-    };
+    let confidence = walk.confidence(&map);
     Some(QualityEntry { data: data?, router, floor, confidence: confidence? })
 }
 

@@ -93,7 +93,7 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
 }
 
 fn load_bundled(seed: u64) -> Result<Loaded, Failure> {
-    let choices = Choices { cloud: None, seed, router_file: "plan.router.json".into() };
+    let choices = Choices { cloud: None, seed, router_file: "plan.router.json".into(), scoring: false };
     let spec = Input::from_bytes("llama-8b-70b.yaml".into(), SPEC)?;
     load_with(&spec, &choices, &|name| match name {
         "data/azure2023_conv.csv.gz" => Input::from_bytes(name.into(), TRACE),

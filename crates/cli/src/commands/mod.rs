@@ -3,6 +3,7 @@
 pub(crate) mod bench;
 pub(crate) mod catalog;
 pub(crate) mod check;
+pub(crate) mod compare;
 pub(crate) mod demo;
 pub(crate) mod export;
 pub(crate) mod mock;

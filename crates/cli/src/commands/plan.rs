@@ -44,6 +44,7 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
         cloud: args.cloud.clone(),
         seed: args.seed,
         router_file: router_file.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        scoring: false,
     };
     let loaded = load(&args.spec, &choices)?;
     for note in &loaded.notes {
