@@ -59,7 +59,7 @@ impl Results {
         let found =
             lines.map(|(number, line)| parse(&path, number, line)).collect::<Result<Vec<CellResult>, _>>()?;
         let known = found.iter().map(|result| (result.cell.clone(), result.strategy.clone())).collect();
-        Ok(Self { file, found, known, path })
+        Ok(Self { path, file, found, known })
     }
 
     /// Whether a strategy is done in a cell.
