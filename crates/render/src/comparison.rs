@@ -656,7 +656,7 @@ mod tests {
         ");
         let markdown = markdown(std::slice::from_ref(&summary), "by a test");
         assert!(markdown.contains("| best baseline | rent saved | 3 | +0.0 % |"), "{markdown}");
-        let page = page(&[summary.clone()], "a < b");
+        let page = page(std::slice::from_ref(&summary), "a < b");
         assert!(page.starts_with("<!doctype html>") && page.contains("a &lt; b"));
         assert!(!page.contains("http://") && !page.contains("https://"), "nothing from elsewhere");
         for (_, picture) in pictures(&summary) {

@@ -109,7 +109,7 @@ fn a_comparison_needs_a_spec_or_a_grid_with_a_folder() {
     let said = refused(2, &["compare", &spec, "--strategies", "best"]);
     assert!(said.contains("strategies are default, exact"), "{said}");
     let said = refused(2, &["compare", "--grid", &spec, "-o", "/tmp/nowhere"]);
-    assert!(said.contains("in the grid") && said.contains("^"), "{said}");
+    assert!(said.contains("in the grid") && said.contains('^'), "{said}");
 }
 
 #[test]

@@ -324,6 +324,10 @@ cells: 12
         (0..levels).map(|level| cells.iter().filter(|cell| of(cell) == level).count()).collect()
     }
 
+    fn times<T: Clone>(levels: &[T], count: usize) -> Vec<T> {
+        levels.iter().cloned().cycle().take(count).collect()
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
@@ -336,9 +340,6 @@ cells: 12
             let good = parse_grid("grid.yaml", GOOD).unwrap();
             let product: usize = sizes.iter().product();
             let cells = 1 + (share * product as f64) as usize;
-            fn times<T: Clone>(levels: &[T], count: usize) -> Vec<T> {
-                levels.iter().cloned().cycle().take(count).collect()
-            }
             let grid = Grid {
                 traces: times(&good.traces, sizes[0]),
                 models: times(&good.models, sizes[1]),
