@@ -280,7 +280,7 @@ impl<'a> Programme<'a> {
 }
 
 /// More replicas of a column than this cannot help.
-fn most_replicas(column: &Column, fractions: &[f64], limits: &Limits, goal: Goal) -> f64 {
+pub(crate) fn most_replicas(column: &Column, fractions: &[f64], limits: &Limits, goal: Goal) -> f64 {
     let by_load = match goal {
         // One more than carries everything, since tails may want slack.
         Goal::Cost => (fractions[column.model] * limits.rate / column.rate).ceil() + 1.0,

@@ -16,6 +16,7 @@ use boute_spec::catalog::Catalog;
 mod mobo;
 mod perf;
 mod picture;
+mod planner_blackbox;
 mod problems;
 mod sim;
 
@@ -32,6 +33,7 @@ pub(crate) fn run(arguments: &[&str]) -> ExitCode {
         }
         ["mobo"] | ["mobo", "small"] => report.kept &= mobo::run(small),
         ["sim", "memory"] => return sim::print_peak_memory(),
+        ["planner-search", ..] => planner_blackbox::run(small, &mut report),
         ["sim", ..] => sim::run(small, &mut report),
         ["perf" | "small"] | [] | ["perf", "small"] => {
             report.speed("step times per second", steps_per_second(), 500_000.0);

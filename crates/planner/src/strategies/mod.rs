@@ -2,7 +2,7 @@
 
 mod agh;
 mod alternating;
-mod blackbox;
+pub mod blackbox;
 mod buckets;
 mod cascadia;
 mod sequential;

@@ -1,6 +1,8 @@
 //! The planner on small problems: exact against enumeration, the same bytes for the same seed, and a clear no.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod blackbox;
+
 use boute_planner::candidates::candidates;
 use boute_planner::deployment::{Column, Effort, Goal, Limits, solve};
 use boute_planner::{GpuOffer, PlanError, Problem, QualityInputs, Step, Strategy, compare, plan};
