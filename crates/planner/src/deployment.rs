@@ -401,7 +401,13 @@ impl<'a> Programme<'a> {
 }
 
 /// More replicas of a column than this cannot help.
-fn most_replicas(column: &Column, fractions: &[f64], limits: &Limits, goal: Goal, robust: Robust) -> f64 {
+pub(crate) fn most_replicas(
+    column: &Column,
+    fractions: &[f64],
+    limits: &Limits,
+    goal: Goal,
+    robust: Robust,
+) -> f64 {
     let by_load = match goal {
         // More than carries everything, since tails may want slack.
         Goal::Cost => {

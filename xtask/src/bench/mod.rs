@@ -16,6 +16,8 @@ use boute_spec::catalog::Catalog;
 mod mobo;
 mod perf;
 mod picture;
+mod planner;
+mod planner_blackbox;
 mod problems;
 mod sim;
 
@@ -32,6 +34,12 @@ pub(crate) fn run(arguments: &[&str]) -> ExitCode {
         }
         ["mobo"] | ["mobo", "small"] => report.kept &= mobo::run(small),
         ["sim", "memory"] => return sim::print_peak_memory(),
+        ["planner", ..] => {
+            if let Err(message) = planner::run(small, &mut report) {
+                eprintln!("{message}");
+                return ExitCode::FAILURE;
+            }
+        }
         ["sim", ..] => sim::run(small, &mut report),
         ["perf" | "small"] | [] | ["perf", "small"] => {
             report.speed("step times per second", steps_per_second(), 500_000.0);
@@ -45,7 +53,9 @@ pub(crate) fn run(arguments: &[&str]) -> ExitCode {
             }
         }
         _ => {
-            eprintln!("usage: cargo xtask bench [perf | sim | mobo] [small], or mobo pictures FOLDER");
+            eprintln!(
+                "usage: cargo xtask bench [perf | sim | mobo | planner] [small], or mobo pictures FOLDER"
+            );
             return ExitCode::from(2);
         }
     }
@@ -71,6 +81,11 @@ impl Report {
     /// A bar on something per second of CPU time.
     pub(crate) fn speed(&mut self, name: &str, value: f64, bar: f64) {
         self.at_least(name, value, if self.shared_machine { bar / 2.0 } else { bar });
+    }
+
+    /// A bar on seconds of wall time, which double on a machine shared with others.
+    pub(crate) fn at_most_s(&mut self, name: &str, value: f64, bar: f64) {
+        self.at_most(name, value, if self.shared_machine { 3.0 * bar } else { bar });
     }
 
     pub(crate) fn at_most(&mut self, name: &str, value: f64, bar: f64) {

@@ -2,7 +2,7 @@
 
 mod agh;
 mod alternating;
-mod blackbox;
+pub mod blackbox;
 pub mod buckets;
 mod cascadia;
 mod measures;

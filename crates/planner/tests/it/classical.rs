@@ -266,6 +266,7 @@ fn three_types() -> Problem {
         gpu: Catalog::builtin().gpu("A100-80GB").unwrap().clone(),
         usd_per_gpu_hour: 1.8,
         stock: Some(4),
+        available: 1.0,
     });
     problem
 }
