@@ -47,7 +47,9 @@ pub(crate) fn run(arguments: &[&str]) -> ExitCode {
             }
         }
         _ => {
-            eprintln!("usage: cargo xtask bench [perf | sim | mobo] [small], or mobo pictures FOLDER");
+            eprintln!(
+                "usage: cargo xtask bench [perf | sim | mobo | planner-search] [small], or mobo pictures FOLDER"
+            );
             return ExitCode::from(2);
         }
     }
