@@ -33,7 +33,7 @@ pub(crate) fn paper_like_problem() -> Result<Problem, String> {
     let text = |name: &str| -> Result<String, String> {
         let bytes = std::fs::read(folder.join(name)).map_err(|error| format!("{name}: {error}"))?;
         let mut text = String::new();
-        let read = if name.ends_with(".gz") {
+        let read = if bytes.starts_with(&[0x1f, 0x8b]) {
             flate2::read::GzDecoder::new(bytes.as_slice()).read_to_string(&mut text)
         } else {
             bytes.as_slice().read_to_string(&mut text)

@@ -1,6 +1,7 @@
-//! The paper's structure: load fractions, money per model, and how the models share each GPU type. What is left, replicas
-//! and their parallelism, is the best that the performance table has for a model with its money and its part of the stock,
-//! a multiple-choice knapsack. So neither budget nor stock can be broken.
+//! The paper's structure: load fractions, and how the models share each GPU type. What is left, replicas and their
+//! parallelism, is the best that the performance table has for a model with its part of the stock, a multiple-choice
+//! knapsack; where the rate is maximised, money is divided so that every model carries its share of the same rate. So neither
+//! budget nor stock can be broken.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,13 +16,15 @@ use crate::routing::Route;
 const DIVISIONS: usize = 4;
 /// Points that are tried first, at most.
 const MOST_FIRST: usize = 25;
+/// The highest rate of a division is found within this part, at most so many times the problem's, as a power of two.
+const RATE_WITHIN: f64 = 2e-3;
+const MOST_DOUBLINGS: u32 = 20;
 /// No share is nothing.
 const LEAST_SHARE: f64 = 1e-6;
 
-/// Variables in this order, each a simplex over the models: load fractions; money, where it is limited; preference for each
-/// GPU type whose stock is limited. Money and stock are divided as preference × what the load would cost on the model's
-/// cheapest candidate, so that the simplex's centre is the division in proportion to the load. `None` if there is nothing
-/// to rent.
+/// Variables in this order, each a simplex over the models: load fractions; preference for each GPU type whose stock is
+/// limited. Stock is divided as preference × what the load would cost on the model's cheapest candidate, so that the
+/// simplex's centre is the division in proportion to the load. `None` if there is nothing to rent.
 pub(super) fn encoding<'a>(ground: &'a Ground<'a>) -> Option<Encoding<'a>> {
     let models = ground.search.problem.models.len();
     let columns = ground.columns();
@@ -35,7 +38,7 @@ pub(super) fn encoding<'a>(ground: &'a Ground<'a>) -> Option<Encoding<'a>> {
         return None;
     }
     let limited = ground.limits.stock.iter().flatten().count();
-    let variables = 1 + usize::from(ground.limits.budget.is_some()) + limited;
+    let variables = 1 + limited;
     let space = Space::new(vec![shares(models); variables], Vec::new()).ok()?;
     let coordinates = space.dimensions();
     let routing = coordinates / variables;
@@ -89,29 +92,83 @@ fn decode(ground: &Ground<'_>, usd_per_request: &[f64], point: &Point) -> Design
         let sum: f64 = weights.iter().sum();
         weights.iter().map(|weight| of * weight / sum).collect::<Vec<f64>>()
     };
-    let money = ground.limits.budget.map(&mut divide);
     let stock: Vec<Option<Vec<f64>>> =
         ground.limits.stock.iter().map(|stock| stock.map(|stock| divide(f64::from(stock)))).collect();
-    let mut counts = BTreeMap::new();
-    // What a model leaves of its money and stock goes to the next.
-    let (mut usd, mut gpus) = (0.0, vec![0.0; stock.len()]);
-    for model in (0..fractions.len()).filter(|model| fractions[*model] > 0.0) {
-        usd += money.as_ref().map_or(f64::INFINITY, |money| money[model]);
-        for (gpus, stock) in gpus.iter_mut().zip(&stock) {
-            *gpus += stock.as_ref().map_or(f64::INFINITY, |stock| stock[model]);
-        }
-        let load =
-            if ground.goal == Goal::Cost { ground.limits.rate * fractions[model] } else { f64::INFINITY };
-        let whole: Vec<usize> = gpus.iter().map(|gpus| (gpus + 1e-9) as usize).collect();
-        let chosen = knapsack::best(&replicas(ground, model, fractions), load, usd, &whole);
-        for (&candidate, &count) in &chosen {
-            let candidate = &ground.search.candidates[candidate];
-            usd -= candidate.usd_per_hour * f64::from(count);
-            gpus[candidate.offer] -= f64::from(candidate.gpus() * count);
-        }
-        counts.extend(chosen);
-    }
+    let used: Vec<(usize, Vec<Replica>)> = (0..fractions.len())
+        .filter(|model| fractions[*model] > 0.0)
+        .map(|model| (model, replicas(ground, model, fractions)))
+        .collect();
+    let fleets = Fleets { ground, fractions, used, stock };
+    let counts = match ground.goal {
+        Goal::Cost => fleets.carrying(ground.limits.rate).0,
+        Goal::Rate => fleets.fastest(),
+    };
     Design { route, counts }
+}
+
+/// What the models can rent once the stock is divided.
+struct Fleets<'a> {
+    ground: &'a Ground<'a>,
+    fractions: &'a [f64],
+    /// Models with a share, and their replicas.
+    used: Vec<(usize, Vec<Replica>)>,
+    /// GPUs per offer and model.
+    stock: Vec<Option<Vec<f64>>>,
+}
+
+impl Fleets<'_> {
+    /// The cheapest fleets of all models, one after the other, that carry `rate` together, and whether they do. What a model
+    /// leaves of its money and stock goes to the next.
+    fn carrying(&self, rate: f64) -> (BTreeMap<usize, u32>, bool) {
+        let mut counts = BTreeMap::new();
+        let mut usd = self.ground.limits.budget.unwrap_or(f64::INFINITY);
+        let mut gpus = vec![0.0; self.stock.len()];
+        let mut all = true;
+        for (model, replicas) in &self.used {
+            for (gpus, stock) in gpus.iter_mut().zip(&self.stock) {
+                *gpus += stock.as_ref().map_or(f64::INFINITY, |stock| stock[*model]);
+            }
+            let load = rate * self.fractions[*model];
+            let whole: Vec<usize> = gpus.iter().map(|gpus| (gpus + 1e-9) as usize).collect();
+            let chosen = knapsack::best(replicas, load, usd, &whole);
+            let mut carried = 0.0;
+            for replica in replicas {
+                let count = f64::from(chosen.get(&replica.candidate).copied().unwrap_or_default());
+                carried += replica.rate * count;
+                usd -= replica.usd_per_hour * count;
+                gpus[replica.offer] -= replica.gpus as f64 * count;
+            }
+            all &= carried >= load * (1.0 - 1e-9);
+            counts.extend(chosen);
+        }
+        (counts, all)
+    }
+
+    /// The fleets that carry the highest rate together, by bisection.
+    fn fastest(&self) -> BTreeMap<usize, u32> {
+        let mut best = BTreeMap::new();
+        let (mut low, mut high) = (0.0, self.ground.search.problem.rate);
+        for _ in 0..MOST_DOUBLINGS {
+            let (counts, all) = self.carrying(high);
+            if !all {
+                break;
+            }
+            (best, low, high) = (counts, high, 2.0 * high);
+        }
+        while high - low > RATE_WITHIN * high {
+            let middle = f64::midpoint(low, high);
+            let (counts, all) = self.carrying(middle);
+            if all {
+                (best, low) = (counts, middle);
+            } else {
+                high = middle;
+            }
+            if high < 1e-6 {
+                break;
+            }
+        }
+        best
+    }
 }
 
 /// What one replica of each of a model's candidates carries alone under a division of the load.
