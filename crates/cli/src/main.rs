@@ -14,7 +14,8 @@ mod progress;
 mod replay;
 
 use commands::{
-    bench, catalog, check, demo, export, mock, optimize, perf, plan, profile, router, schema, serve, simulate,
+    bench, catalog, check, demo, explain, export, mock, optimize, perf, plan, profile, router, schema, serve,
+    simulate,
 };
 use failure::{Ending, Failure, exit_code};
 use printer::Printer;
@@ -44,6 +45,8 @@ enum Command {
     Demo(demo::Args),
     /// Find the fleet and the routing policy for a spec.
     Plan(plan::Args),
+    /// Say why a plan is as it is: what binds, the nearest other plans, why not something else, what if.
+    Explain(explain::Args),
     /// Simulate a plan on a trace, token by token, or one replica with the step times of another cost model.
     Simulate(simulate::Args),
     /// Predict the speed of replicas: TTFT, TPOT, where the time goes and what binds.
@@ -92,6 +95,7 @@ fn run(command: Command, printer: Printer) -> Result<Ending, Failure> {
     match command {
         Command::Demo(args) => demo::run(&args, printer),
         Command::Plan(args) => plan::run(&args, printer),
+        Command::Explain(args) => explain::run(&args, printer),
         Command::Simulate(args) => simulate::run(&args, printer),
         Command::Perf(command) => perf::run(&command, printer),
         Command::Router(command) => router::run(&command, printer),
