@@ -14,13 +14,15 @@ use crate::candidates::{Candidate, candidates};
 use crate::database::Database;
 use crate::deployment::{Effort, Fleet, Goal, Limits};
 use crate::plan::{PlanError, Prepared, goal_of};
-use crate::problem::{Problem, Progress};
+use crate::problem::{GpuOffer, Problem, Progress};
 use crate::routing::Route;
 use crate::search::Search;
 use crate::standing::Standing;
 
 /// Another division of the load moves at least this share of it.
 const OTHER_DIVISION: f64 = 0.05;
+/// A price that would have to change by more than this part is not worth naming.
+const FARTHEST_PRICE: f64 = 0.5;
 /// By how much rate, lengths and prices change.
 const CHANGES: [f64; 2] = [0.8, 1.2];
 
@@ -214,6 +216,9 @@ fn summary(problem: &Problem, plan: &PlanDraft) -> String {
     if let Some(bound) = &plan.bound {
         text += &format!(" No plan over the same table is more than {:.2}% better.", bound.gap * 100.0);
     }
+    if !plan.verification.passed {
+        text += " Simulated on other traffic, it did NOT keep every promise.";
+    }
     text
 }
 
@@ -373,12 +378,9 @@ impl Ground<'_> {
         }
         let changes = problem.offers.iter().zip(more).filter(|(_, more)| *more != 0.0);
         let prices = changes.map(|(offer, more)| (offer, offer.usd_per_gpu_hour - dearer / more));
-        let (offer, price) = prices.filter(|(_, price)| *price > 0.0).min_by(|a, b| {
-            let change = |(offer, price): &(&crate::problem::GpuOffer, f64)| {
-                (price / offer.usd_per_gpu_hour - 1.0).abs()
-            };
-            change(a).total_cmp(&change(b))
-        })?;
+        let change = |(offer, price): &(&GpuOffer, f64)| (price / offer.usd_per_gpu_hour - 1.0).abs();
+        let near = prices.filter(|at| change(at) <= FARTHEST_PRICE);
+        let (offer, price) = near.min_by(|a, b| change(a).total_cmp(&change(b)))?;
         Some(format!(
             "as cheap if {} cost ${price:.2}/h instead of ${:.2}/h",
             offer.gpu.name, offer.usd_per_gpu_hour

@@ -133,8 +133,11 @@ fn in_words(explained: &Explained, colour: bool) -> String {
     let unit = explanation.unit;
     let _ = writeln!(out, "\n{}", bold("Runners-up"));
     let rows = explanation.runners_up.iter().map(|it| runner_up(it, unit));
-    let _ =
-        writeln!(out, "{}", table(&["", "best such plan", "difference", "what it takes"], rows.collect()));
+    let _ = writeln!(
+        out,
+        "{}",
+        table(&["", "difference", "quality", "best such plan", "what it takes"], rows.collect())
+    );
     if let Some(answer) = &explanation.why_not {
         let _ = writeln!(out, "\n{}", bold(&format!("Why not {}", answer.asked)));
         out.push_str(&why_not(answer, unit));
@@ -142,7 +145,7 @@ fn in_words(explained: &Explained, colour: bool) -> String {
     if !explanation.sensitivity.is_empty() {
         let _ = writeln!(out, "\n{}", bold("What if"));
         let rows = explanation.sensitivity.iter().map(|it| scenario(it, unit));
-        let header = ["", "best plan then", "its value", "this plan", "regret"];
+        let header = ["", "this plan", "regret", "best", "best plan then"];
         let _ = writeln!(out, "{}", table(&header, rows.collect()));
     }
     out
@@ -156,12 +159,13 @@ fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
 
 fn runner_up(it: &RunnerUp, unit: &str) -> Vec<String> {
     let Some(plan) = &it.plan else {
-        return vec![it.kind.clone(), "none meets the targets".into(), String::new(), String::new()];
+        return vec![it.kind.clone(), String::new(), String::new(), "none meets the targets".into()];
     };
     vec![
         it.kind.clone(),
-        format!("{}, {}", plan.fleet, amount(plan.value, unit)),
         it.difference.map(|difference| signed(difference, unit)).unwrap_or_default(),
+        format!("{:.3}", plan.quality),
+        format!("{}, {}", plan.fleet, amount(plan.value, unit)),
         it.takes.clone().unwrap_or_default(),
     ]
 }
@@ -190,7 +194,7 @@ fn scenario(it: &Scenario, unit: &str) -> Vec<String> {
     );
     let here = it.value.filter(|_| it.holds).map_or("breaks a promise".into(), |value| amount(value, unit));
     let regret = it.regret.map(|regret| amount(regret, unit)).unwrap_or_default();
-    vec![it.change.clone(), fleet, value, here, regret]
+    vec![it.change.clone(), here, regret, value, fleet]
 }
 
 fn amount(value: f64, unit: &str) -> String {

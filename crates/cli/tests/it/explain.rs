@@ -27,7 +27,9 @@ fn a_plan_finds_its_spec_and_is_explained() {
     assert!(explained["why_not"]["reasons"][0].as_str().unwrap().contains("GiB"));
 
     assert!(refused(2, &["explain", &plan_file, "--why-not", "B200"]).contains("neither a model nor a GPU"));
-    assert!(refused(2, &["plan", &spec_file, "--seed", "1", "--resume", &plan_file]).contains("seed 0, not 1"));
+    assert!(
+        refused(2, &["plan", &spec_file, "--seed", "1", "--resume", &plan_file]).contains("seed 0, not 1")
+    );
 
     // Another spec at the same place is said to be another one.
     folder.file("boute.yaml", &spec("rate: 20 req/s", "rate: 11 req/s"));
