@@ -3,6 +3,8 @@
 //! Everything is solved again on the performance table, with the load the plan was made for; nothing is verified by
 //! simulation of whole fleets, so a difference says what the table says.
 
+use std::fmt::Write as _;
+
 use boute_perf::FitError;
 use boute_spec::plan::{Binding, Objective, PlanDraft};
 use boute_spec::workload::{Trace, TraceRequest};
@@ -211,10 +213,11 @@ fn summary(problem: &Problem, plan: &PlanDraft) -> String {
                 floor.get()
             )
         });
-        text += &format!(" This division scores {:.4}{kept}.", plan.predicted.quality.value);
+        let _ = write!(text, " This division scores {:.4}{kept}.", plan.predicted.quality.value);
     }
     if let Some(bound) = &plan.bound {
-        text += &format!(" No plan over the same table is more than {:.2}% better.", bound.gap * 100.0);
+        let gap = bound.gap * 100.0;
+        let _ = write!(text, " No plan over the same table is more than {gap:.2}% better.");
     }
     if !plan.verification.passed {
         text += " Simulated on other traffic, it did NOT keep every promise.";
@@ -359,6 +362,14 @@ impl Ground<'_> {
             it.plan.as_ref().map_or(f64::INFINITY, |plan| self.worse(plan.value, present.value))
         };
         all.sort_by(|a, b| worse(a).total_cmp(&worse(b)));
+        // One plan may be the best of several kinds.
+        all.dedup_by(|next, last| {
+            let same = next.plan.is_some() && next.plan == last.plan;
+            if same {
+                last.kind = format!("{}; {}", last.kind, next.kind);
+            }
+            same
+        });
         all
     }
 

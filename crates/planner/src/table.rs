@@ -117,12 +117,15 @@ impl Table {
         for ((_, at), entry) in pairs.iter().zip(alone) {
             known[*at].push(entry);
         }
+        let by: Vec<Option<Candidate>> = (0..candidates.len())
+            .map(|at| dominator(at, &candidates, &known).map(|other| candidates[other].clone()))
+            .collect();
         let mut dominated = Vec::new();
         let mut kept = Vec::new();
-        for (at, candidate) in candidates.iter().enumerate() {
-            match dominator(at, &candidates, &known) {
-                Some(other) => dominated.push((candidate.clone(), candidates[other].clone())),
-                None => kept.push(candidate.clone()),
+        for (candidate, by) in candidates.into_iter().zip(by) {
+            match by {
+                Some(other) => dominated.push((candidate, other)),
+                None => kept.push(candidate),
             }
         }
         let candidates = kept;

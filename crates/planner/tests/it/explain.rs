@@ -45,13 +45,15 @@ fn a_plan_is_explained() {
         assert!((other.difference.unwrap() - (alternative.value - cost)).abs() < 1e-6);
         let here = (&explained.plan.fleet, &explained.plan.load_fractions);
         assert_ne!((&alternative.fleet, &alternative.load_fractions), here);
-        if let Some(name) = other.kind.strip_suffix(" alone") {
-            assert!(alternative.fleet.split(" + ").all(|group| group.ends_with(name)), "{other:?}");
-        }
-        if let Some(pair) = other.kind.strip_prefix("without ") {
-            let (model, gpu) = pair.split_once(" on ").unwrap();
-            let uses = |group: &str| group.contains(model) && group.ends_with(gpu);
-            assert!(!alternative.fleet.split(" + ").any(uses), "{other:?}");
+        for kind in other.kind.split("; ") {
+            if let Some(name) = kind.strip_suffix(" alone") {
+                assert!(alternative.fleet.split(" + ").all(|group| group.ends_with(name)), "{other:?}");
+            }
+            if let Some(pair) = kind.strip_prefix("without ") {
+                let (model, gpu) = pair.split_once(" on ").unwrap();
+                let uses = |group: &str| group.contains(model) && group.ends_with(gpu);
+                assert!(!alternative.fleet.split(" + ").any(uses), "{other:?}");
+            }
         }
     }
 
