@@ -15,8 +15,8 @@ mod replay;
 mod results;
 
 use commands::{
-    bench, catalog, check, compare, demo, export, mock, optimize, perf, plan, profile, router, schema, serve,
-    simulate,
+    bench, catalog, check, compare, demo, explain, export, mock, optimize, perf, plan, profile, router,
+    schema, serve, simulate,
 };
 use failure::{Ending, Failure, exit_code};
 use printer::Printer;
@@ -49,6 +49,8 @@ enum Command {
     /// Plan a spec, or every cell of a grid, by all strategies, and score the plans on traffic and queries that none of
     /// them was chosen on.
     Compare(compare::Args),
+    /// Say why a plan is as it is: what binds, the nearest other plans, why not something else, what if.
+    Explain(explain::Args),
     /// Simulate a plan on a trace, token by token, or one replica with the step times of another cost model.
     Simulate(simulate::Args),
     /// Predict the speed of replicas: TTFT, TPOT, where the time goes and what binds.
@@ -98,6 +100,7 @@ fn run(command: Command, printer: Printer) -> Result<Ending, Failure> {
         Command::Demo(args) => demo::run(&args, printer),
         Command::Plan(args) => plan::run(&args, printer),
         Command::Compare(args) => compare::run(&args, printer),
+        Command::Explain(args) => explain::run(&args, printer),
         Command::Simulate(args) => simulate::run(&args, printer),
         Command::Perf(command) => perf::run(&command, printer),
         Command::Router(command) => router::run(&command, printer),

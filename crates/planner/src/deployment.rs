@@ -71,6 +71,8 @@ pub struct Limits {
     pub beat: Option<f64>,
     /// Per model: how many times its load is planned for, where simulation contradicted the table.
     pub margins: Vec<f64>,
+    /// At least one replica of one of these candidates; empty if nothing is asked for.
+    pub required: Vec<usize>,
 }
 
 impl Limits {
@@ -139,11 +141,12 @@ pub fn columns(candidates: &[Candidate], levels: &Levels, limits: &Limits, fract
         }
     }
     let useful = |head: &Column| {
-        !heads.iter().any(|other| {
-            other.candidate != head.candidate
-                && replaces(other, head)
-                && (!replaces(head, other) || other.candidate < head.candidate)
-        })
+        limits.required.contains(&head.candidate)
+            || !heads.iter().any(|other| {
+                other.candidate != head.candidate
+                    && replaces(other, head)
+                    && (!replaces(head, other) || other.candidate < head.candidate)
+            })
     };
     let kept: Vec<usize> = heads.iter().filter(|head| useful(head)).map(|head| head.candidate).collect();
     let best_level = |at: usize| {
@@ -225,6 +228,9 @@ pub fn solve(
     if let Some(budget) = limits.money(goal) {
         programme.row_of_counts(|column| column.usd_per_hour, budget);
     }
+    if !limits.required.is_empty() {
+        programme.row_of_required(&limits.required)?;
+    }
     let mut options = SolveOptions::default();
     let depth = usize::from(effort == Effort::Sketch);
     (options.node_limit, options.mip_gap) = (Some(NODES[depth]), GAPS[depth]);
@@ -246,10 +252,28 @@ pub fn solve(
         }
     }
     // The vertex that was found may leave some replicas idle; the load is divided so that the fleet could carry the most.
-    let carried = assess(problem, columns, fractions, &limits.margins, &counts).ok_or(NoFleet::NotFound)?;
+    let mut carried =
+        assess(problem, columns, fractions, &limits.margins, &counts).ok_or(NoFleet::NotFound)?;
+    carried.replicas.extend(idle(columns, &limits.required, &counts, &carried));
     let value = if goal == Goal::Cost { carried.usd_per_hour() } else { carried.value };
     let bound = if goal == Goal::Cost { bound.min(value) } else { bound.max(value) };
     Ok(Fleet { value, bound, ..carried })
+}
+
+/// Required replicas that have nothing to do: their rent is due nevertheless.
+fn idle(
+    columns: &[Column],
+    required: &[usize],
+    counts: &BTreeMap<usize, u32>,
+    carried: &Fleet,
+) -> Vec<(Column, u32)> {
+    let works = |candidate: usize| carried.replicas.iter().any(|(column, _)| column.candidate == candidate);
+    let idle = counts.iter().filter(|(candidate, _)| required.contains(candidate) && !works(**candidate));
+    idle.filter_map(|(candidate, count)| {
+        let column = columns.iter().find(|column| column.candidate == *candidate)?;
+        Some((Column { rate: 0.0, ..column.clone() }, *count))
+    })
+    .collect()
 }
 
 /// The highest rate that a given fleet, `counts` replicas per candidate, carries under load `fractions`, with the best
@@ -380,6 +404,17 @@ impl<'a> Programme<'a> {
             .map(|(candidate, factor)| (self.counts[&candidate], factor))
             .collect();
         self.inner.add_constraint(terms, ComparisonOp::Le, most);
+    }
+
+    /// Σ N over these candidates ≥ 1; infeasible if none of them can work.
+    fn row_of_required(&mut self, required: &[usize]) -> Result<(), NoFleet> {
+        let terms: Vec<(Variable, f64)> =
+            required.iter().filter_map(|candidate| Some((*self.counts.get(candidate)?, 1.0))).collect();
+        if terms.is_empty() {
+            return Err(NoFleet::Infeasible);
+        }
+        self.inner.add_constraint(terms, ComparisonOp::Ge, 1.0);
+        Ok(())
     }
 
     /// Every model carries its share, and every promise is kept.

@@ -12,20 +12,26 @@ pub mod assemble;
 pub mod candidates;
 pub mod database;
 pub mod deployment;
+mod explain;
 mod infeasible;
 mod neighbours;
 mod plan;
 pub mod problem;
+mod resume;
 pub mod routing;
 pub mod score;
 pub mod search;
+mod standing;
 pub mod strategies;
 pub mod table;
 mod uphold;
 pub mod verify;
 
 pub use database::{Database, Shelf};
+pub use explain::{
+    Alternative, ExplainError, Explanation, Question, RunnerUp, Scenario, Verdict, WhyNot, explain,
+};
 pub use infeasible::{Infeasible, Relaxation};
-pub use plan::{PlanError, Prepared, StrategyResult, compare, plan};
+pub use plan::{PlanError, Prepared, StrategyResult, compare, plan, resume};
 pub use problem::{GpuOffer, Problem, Progress, QualityInputs, Step, available_share};
 pub use strategies::Strategy;

@@ -13,6 +13,7 @@ use crate::deployment::{Effort, Goal, Limits};
 use crate::infeasible::{Infeasible, no_baseline, no_fleet, no_route, nothing_fits};
 use crate::neighbours::{binding, front_around};
 use crate::problem::{Problem, Progress, Step};
+use crate::resume::{again, improved, same_inputs};
 use crate::routing::{Route, routes};
 use crate::search::{Choice, Search};
 use crate::strategies::Strategy;
@@ -28,6 +29,9 @@ pub enum PlanError {
     /// Nothing meets the targets.
     #[error("{0}")]
     Infeasible(Infeasible),
+    /// A plan to go on from that was made from something else.
+    #[error("the earlier plan is of another problem: {0}")]
+    OtherProblem(String),
     /// Told to stop before anything was found.
     #[error("stopped before a plan was found")]
     Stopped,
@@ -90,7 +94,7 @@ impl<'a> Prepared<'a> {
     /// If it finds none.
     pub fn draft(&self, strategy: Strategy, progress: Progress<'_>) -> Result<(Plan, Outcome), PlanError> {
         let search = self.search();
-        finish(self.attempt(&search, strategy, progress)?, &search, self, strategy, None)
+        finish(self.attempt(&search, strategy, None, progress)?, &search, self, strategy, None)
     }
 
     /// The same with them, where the strategy proves something.
@@ -98,15 +102,29 @@ impl<'a> Prepared<'a> {
     /// # Errors
     /// If it finds none.
     pub fn plan(&self, strategy: Strategy, progress: Progress<'_>) -> Result<(Plan, Outcome), PlanError> {
-        let search = self.search();
-        let around = matches!(strategy, Strategy::Default | Strategy::Exact).then_some(progress);
-        finish(self.attempt(&search, strategy, progress)?, &search, self, strategy, around)
+        self.improve(strategy, None, progress)
     }
 
-    fn attempt(
+    /// The same where `earlier`, a plan of this problem, is the one to beat: it comes back, with the new bound, where nothing does.
+    ///
+    /// # Errors
+    /// If there is no plan, or the earlier one is of another problem.
+    pub fn improve(
+        &self,
+        strategy: Strategy,
+        earlier: Option<&Plan>,
+        progress: Progress<'_>,
+    ) -> Result<(Plan, Outcome), PlanError> {
+        let search = self.search();
+        let around = matches!(strategy, Strategy::Default | Strategy::Exact).then_some(progress);
+        finish(self.attempt(&search, strategy, earlier, progress)?, &search, self, strategy, around)
+    }
+
+    pub(crate) fn attempt(
         &self,
         search: &Search<'_>,
         strategy: Strategy,
+        earlier: Option<&Plan>,
         progress: Progress<'_>,
     ) -> Result<Attempt, PlanError> {
         let problem = self.problem;
@@ -114,7 +132,11 @@ impl<'a> Prepared<'a> {
         let upholder = Upholder { search, routes: &self.routes, goal, progress };
         let first = OnceCell::new();
         let chosen = |limits: &Limits| self.choose(search, strategy, limits, &first, progress);
-        let mut best = upholder.uphold(&chosen, None).ok_or_else(|| {
+        let found = match earlier {
+            None => upholder.uphold(&chosen, None),
+            Some(plan) => Some(improved(&upholder, strategy, again(plan, search, &self.routes)?, &chosen)),
+        };
+        let mut best = found.ok_or_else(|| {
             let limits = search.limits(problem.rate);
             PlanError::Infeasible(match strategy {
                 Strategy::Default | Strategy::Exact => no_fleet(search, &self.routes, &limits, progress),
@@ -124,7 +146,11 @@ impl<'a> Prepared<'a> {
         // Where the table is right, nothing on it beats the exact plan; where it is not, another plan may.
         let optimises = matches!(problem.objective, Objective::MinCost | Objective::MaxRate);
         if strategy == Strategy::Default && optimises && (goal == Goal::Rate || best.repairs > 0) {
-            for other in ALTERNATIVES {
+            for (done, other) in (0..).zip(ALTERNATIVES) {
+                let message = format!("asking `{other}`");
+                if progress(&Step { message, done, total: ALTERNATIVES.len() as u64 }) {
+                    break;
+                }
                 let than = best.holds(problem).then_some(&best);
                 let others = |limits: &Limits| choose(search, &self.routes, other, limits, progress);
                 if let Some(attempt) = upholder.uphold(&others, than)
@@ -174,6 +200,23 @@ pub fn plan(
     progress: Progress<'_>,
 ) -> Result<Plan, PlanError> {
     Prepared::new(problem, database, progress)?.plan(strategy, progress).map(|(plan, _)| plan)
+}
+
+/// Goes on from `earlier`, a plan of the same problem: finds a better one, or proves more of that one.
+///
+/// # Errors
+/// As [`plan`], and if `earlier` is of another problem.
+pub fn resume(
+    problem: &Problem,
+    strategy: Strategy,
+    earlier: &Plan,
+    database: &Database,
+    progress: Progress<'_>,
+) -> Result<Plan, PlanError> {
+    same_inputs(problem, earlier).map_err(PlanError::OtherProblem)?;
+    Prepared::new(problem, database, progress)?
+        .improve(strategy, Some(earlier), progress)
+        .map(|(plan, _)| plan)
 }
 
 /// Plans by each strategy in turn.
@@ -246,9 +289,7 @@ fn choose(
                 .sweep(routes, limits, goal, Effort::Proof, progress)
                 .map(|(choice, bound)| (choice, Some(bound))),
             Objective::MaxQuality => {
-                let choice = search.best_quality(routes, limits, progress)?;
-                let bound = routes[choice.route].stats.quality;
-                Some((choice, Some(bound)))
+                search.best_quality(routes, limits, progress).map(|(choice, bound)| (choice, Some(bound)))
             }
             Objective::Pareto => knee(search, routes, limits).map(|choice| (choice, None)),
         },

@@ -46,6 +46,7 @@ impl Search<'_> {
                 self.problem.robust.rate.max(self.problem.robust.lengths);
                 self.problem.models.len()
             ],
+            required: Vec::new(),
         }
     }
 
@@ -79,9 +80,23 @@ impl Search<'_> {
     }
 
     /// The best of the admissible `routes` for `goal`, and a bound that no plan over this table beats. Routes are visited in
-    /// order of their relaxation, and given up when that cannot beat the best so far. `None` if no route has a fleet.
+    /// order of their relaxation, and given up when that cannot beat the best so far. `None` if no route has a fleet. Told to
+    /// stop, it does so once there is a fleet.
     pub fn sweep(
         &self,
+        routes: &[Route],
+        limits: &Limits,
+        goal: Goal,
+        effort: Effort,
+        progress: Progress<'_>,
+    ) -> Option<(Choice, f64)> {
+        self.sweep_from(None, routes, limits, goal, effort, progress)
+    }
+
+    /// The same from a fleet that is there already: it is what comes back, with the bound, where nothing beats it.
+    pub fn sweep_from(
+        &self,
+        incumbent: Option<Choice>,
         routes: &[Route],
         limits: &Limits,
         goal: Goal,
@@ -99,7 +114,7 @@ impl Search<'_> {
             .collect();
         relaxed.sort_by(|a, b| a.1.total_cmp(&b.1).then(a.0.cmp(&b.0)));
         let bound_of_all = relaxed.first()?.1;
-        let mut best: Option<(f64, Choice)> = None;
+        let mut best = incumbent.map(|choice| (sign * choice.fleet.value, choice));
         let mut proven = f64::INFINITY;
         let total = relaxed.len() as u64;
         // Two at a time, as many as the machine is planned to have; the result does not depend on it.
@@ -116,7 +131,7 @@ impl Search<'_> {
                     Goal::Rate => format!("searching fleets, best so far {:.2} req/s", -value),
                 },
             );
-            if progress(&Step { message, done: 2 * done, total }) {
+            if progress(&Step { message, done: 2 * done, total }) && best.is_some() {
                 proven = proven.min(pair[0].1);
                 break;
             }
@@ -151,17 +166,24 @@ impl Search<'_> {
         Some((choice, sign * bound))
     }
 
-    /// The admissible route of the highest quality that the budget allows, with its cheapest fleet.
-    pub fn best_quality(&self, routes: &[Route], limits: &Limits, progress: Progress<'_>) -> Option<Choice> {
+    /// The admissible route of the highest quality that the budget allows, with its cheapest fleet, and a bound on quality.
+    /// Told to stop, it settles for the cheapest fleet of all.
+    pub fn best_quality(
+        &self,
+        routes: &[Route],
+        limits: &Limits,
+        progress: Progress<'_>,
+    ) -> Option<(Choice, f64)> {
         let mut order: Vec<usize> = (0..routes.len()).filter(|route| routes[*route].admissible).collect();
         order.sort_by(|a, b| routes[*b].stats.quality.total_cmp(&routes[*a].stats.quality).then(a.cmp(b)));
         let total = order.len() as u64;
         for (done, route) in (0..).zip(order) {
             if progress(&Step { message: "searching the best quality".into(), done, total }) {
-                return None;
+                let cheapest = self.sweep(routes, limits, Goal::Cost, Effort::Sketch, progress);
+                return cheapest.map(|(choice, _)| (choice, routes[route].stats.quality));
             }
             if let Some(fleet) = self.fleet(&routes[route], limits, Goal::Cost, Effort::Proof) {
-                return Some(Choice { route, fleet });
+                return Some((Choice { route, fleet }, routes[route].stats.quality));
             }
         }
         None

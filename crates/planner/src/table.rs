@@ -69,6 +69,8 @@ pub type Levels = Vec<Vec<Level>>;
 pub struct Table {
     /// Load fractions a mix belongs to, and its levels per candidate. One entry where lengths do not depend on the route.
     mixes: Vec<(Vec<f64>, Levels)>,
+    /// Candidates left out, each with the one that dominates it.
+    pub dominated: Vec<(Candidate, Candidate)>,
 }
 
 impl Table {
@@ -108,15 +110,25 @@ impl Table {
                     .then(|| desk(*mix, candidate).map(|desk| desk.entry(candidate)))?
             })
             .collect();
+        // What was measured before a stop need not be measured again.
+        database.keep();
         let alone = alone?;
         let mut known: Vec<Vec<Entry>> = vec![Vec::new(); candidates.len()];
         for ((_, at), entry) in pairs.iter().zip(alone) {
             known[*at].push(entry);
         }
-        let keep: Vec<bool> = (0..candidates.len()).map(|at| !dominated(at, &candidates, &known)).collect();
-        let mut kept = keep.iter();
-        let candidates: Vec<Candidate> =
-            candidates.into_iter().filter(|_| kept.next().is_some_and(|kept| *kept)).collect();
+        let by: Vec<Option<Candidate>> = (0..candidates.len())
+            .map(|at| dominator(at, &candidates, &known).map(|other| candidates[other].clone()))
+            .collect();
+        let mut dominated = Vec::new();
+        let mut kept = Vec::new();
+        for (candidate, by) in candidates.into_iter().zip(by) {
+            match by {
+                Some(other) => dominated.push((candidate, other)),
+                None => kept.push(candidate),
+            }
+        }
+        let candidates = kept;
         let pairs = jobs(&candidates);
         let told = Told { progress, done: AtomicU64::new(0), total: pairs.len() as u64 };
         let levels: Option<Vec<Vec<Level>>> = pairs
@@ -135,7 +147,7 @@ impl Table {
         for ((mix, at), levels) in pairs.into_iter().zip(levels?) {
             table[mix].1[at] = levels;
         }
-        Some((candidates, Self { mixes: table }))
+        Some((candidates, Self { mixes: table, dominated }))
     }
 
     /// What a query costs on each model's cheapest replica that keeps the promises alone; where none does, on the cheapest.
@@ -189,8 +201,8 @@ impl Told<'_> {
     }
 }
 
-/// Whether another candidate makes this one pointless; `known` in the order of candidates, one entry per mix.
-fn dominated(at: usize, candidates: &[Candidate], known: &[Vec<Entry>]) -> bool {
+/// Another candidate that makes this one pointless; `known` in the order of candidates, one entry per mix.
+fn dominator(at: usize, candidates: &[Candidate], known: &[Vec<Entry>]) -> Option<usize> {
     let per_gpu =
         |at: usize, mix: usize| known[at][mix].capacity_micro as f64 / f64::from(candidates[at].gpus());
     let no_worse = |a: usize, b: usize| {
@@ -203,7 +215,7 @@ fn dominated(at: usize, candidates: &[Candidate], known: &[Vec<Entry>]) -> bool 
             })
     };
     (0..candidates.len())
-        .any(|other| other != at && no_worse(other, at) && (!no_worse(at, other) || other < at))
+        .find(|&other| other != at && no_worse(other, at) && (!no_worse(at, other) || other < at))
 }
 
 /// (prompt, answer) tokens in the order in which a model sees them.

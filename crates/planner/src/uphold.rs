@@ -58,9 +58,23 @@ impl Attempt {
         rate: f64,
         limits: &Limits,
     ) -> Self {
+        let fractions = &routes[choice.route].stats.fractions;
+        let deployment = deployment(search.candidates, &choice.fleet, fractions, rate);
+        Self::of_deployment(search, routes, choice, deployment, bound, rate, &limits.margins)
+    }
+
+    /// The same for a deployment that is there already.
+    pub(crate) fn of_deployment(
+        search: &Search<'_>,
+        routes: &[Route],
+        choice: Choice,
+        deployment: Deployment,
+        bound: Option<f64>,
+        rate: f64,
+        margins: &[f64],
+    ) -> Self {
         let problem = search.problem;
         let route = &routes[choice.route];
-        let deployment = deployment(search.candidates, &choice.fleet, &route.stats.fractions, rate);
         let shares = shares(problem, route);
         let run = |held_out: bool, deployment: &Deployment, rate: f64, stretch: f64| {
             let trace = if held_out { &problem.verification_trace } else { &problem.planning_trace };
@@ -92,7 +106,7 @@ impl Attempt {
             choice,
             bound,
             rate,
-            margins: limits.margins.clone(),
+            margins: margins.to_vec(),
             deployment,
             planned,
             verified,
@@ -111,7 +125,7 @@ impl Attempt {
     }
 
     /// What is optimised, less is better.
-    fn badness(&self, problem: &Problem) -> f64 {
+    pub(crate) fn badness(&self, problem: &Problem) -> f64 {
         if problem.objective == Objective::MaxRate { -self.rate } else { self.choice.fleet.usd_per_hour() }
     }
 
@@ -229,7 +243,7 @@ impl Upholder<'_> {
             before = Some(std::mem::replace(&mut last, next));
         }
         // The last step may have been too long.
-        if let Some(before) = before.filter(|_| last.holds(self.problem())) {
+        if let Some(before) = before.filter(|_| last.holds(self.problem()) && !self.stopped(last.repairs)) {
             let between = before.margins.iter().zip(&last.margins).map(|(a, b)| (a * b).sqrt()).collect();
             let limits = Limits { margins: between, ..limits.clone() };
             if let Some((choice, _)) = choose(&limits)

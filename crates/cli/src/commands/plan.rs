@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use boute_planner::{PlanError, Strategy, plan};
+use boute_planner::{PlanError, Step, Strategy, plan, resume};
 use boute_render::report::{ReportData, html};
 use boute_render::terminal::plan_summary;
 use boute_router::policy::quality_curve;
@@ -10,7 +10,7 @@ use boute_spec::plan::Plan;
 
 use crate::cache::database;
 use crate::failure::{Ending, Failure};
-use crate::files::write_whole;
+use crate::files::{Input, write_whole};
 use crate::load::{Choices, Loaded, load, router_file_of};
 use crate::printer::Printer;
 use crate::progress::{Progress, catch_ctrl_c, stop_requested};
@@ -29,6 +29,9 @@ pub(crate) struct Args {
     /// Seed of every random choice; the same seed gives the same plan, byte for byte.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Go on from this plan of the same spec and seed, such as one kept by Ctrl-C: find a better one, or prove more of it.
+    #[arg(long, value_name = "PLAN")]
+    resume: Option<PathBuf>,
     /// Use this cloud's prices only.
     #[arg(long)]
     cloud: Option<String>,
@@ -50,7 +53,10 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
     for note in &loaded.notes {
         printer.say(note);
     }
-    let Some(plan) = solve(&loaded, args.strategy, printer)? else { return Ok(Ending::Unmet) };
+    let earlier = args.resume.as_deref().map(read_plan).transpose()?;
+    let Some(plan) = solve(&loaded, args.strategy, earlier.as_ref(), printer)? else {
+        return Ok(Ending::Unmet);
+    };
     if args.output.is_some() {
         write_plan(&plan, &loaded, &output, &router_file)?;
         printer.say(format_args!("wrote {}", output.display()));
@@ -68,28 +74,53 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
 }
 
 /// Plans with progress; `None`, after saying why and what would help, if nothing meets the targets.
-pub(crate) fn solve(loaded: &Loaded, strategy: Strategy, printer: Printer) -> Result<Option<Plan>, Failure> {
+fn solve(
+    loaded: &Loaded,
+    strategy: Strategy,
+    earlier: Option<&Plan>,
+    printer: Printer,
+) -> Result<Option<Plan>, Failure> {
     let runtime = tokio::runtime::Runtime::new().map_err(Failure::unexpected)?;
     catch_ctrl_c(&runtime);
     let progress = Progress::new(printer.quiet);
-    let result = plan(&loaded.problem, strategy, &database(), &|step| {
+    let told = |step: &Step| {
         progress.at(&step.message, step.done, step.total);
         stop_requested()
-    });
+    };
+    let result = match earlier {
+        None => plan(&loaded.problem, strategy, &database(), &told),
+        Some(earlier) => resume(&loaded.problem, strategy, earlier, &database(), &told),
+    };
     progress.finish();
     match result {
-        Ok(plan) => Ok(Some(plan)),
+        Ok(plan) => {
+            if stop_requested() {
+                printer.say(
+                    "stopped: this is the best so far; `--resume` goes on from the plan that `-o` writes",
+                );
+            }
+            Ok(Some(plan))
+        }
         Err(PlanError::Infeasible(infeasible)) => {
             printer.text(format_args!("{infeasible}\n"));
             printer.data(&serde_json::json!({ "infeasible": infeasible.to_string() }))?;
             Ok(None)
         }
         Err(PlanError::Stopped) => {
-            printer.say(PlanError::Stopped);
+            printer.say("stopped before a plan was found; what was simulated is kept for the next run");
             Ok(None)
         }
+        Err(error @ PlanError::OtherProblem(_)) => Err(Failure::input(
+            error,
+            "`--resume` takes a plan of this spec with the same data, prices and seed; plan anew without it",
+        )),
         Err(error) => Err(Failure::unexpected(error)),
     }
+}
+
+fn read_plan(path: &Path) -> Result<Plan, Failure> {
+    let input = Input::read(path)?;
+    Plan::parse(&input.name, &input.text).map_err(Failure::told)
 }
 
 /// Quality over the share of the stronger of two models, on held-out queries; nothing to draw otherwise.

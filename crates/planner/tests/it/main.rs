@@ -3,6 +3,7 @@
 
 mod blackbox;
 mod classical;
+mod explain;
 
 use boute_planner::candidates::candidates;
 use boute_planner::deployment::{Column, Effort, Goal, Limits, solve};
@@ -320,7 +321,7 @@ proptest! {
     #[test]
     fn the_exact_fleet_is_the_best_of_all((columns, share, stock) in small_programmes()) {
         let problem = problem(Objective::MinCost);
-        let limits = Limits { rate: 5.0, budget: None, stock, looser: false, allowed: Vec::new(), beat: None, margins: vec![1.0; 2] };
+        let limits = Limits { rate: 5.0, budget: None, stock, looser: false, allowed: Vec::new(), beat: None, margins: vec![1.0; 2], required: Vec::new() };
         let fractions = [1.0 - share, share];
         let solved = solve(&problem, &columns, &fractions, &limits, Goal::Cost, Effort::Proof);
         let enumerated = enumerate(&problem, &columns, &fractions, &limits);
