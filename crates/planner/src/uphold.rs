@@ -19,12 +19,14 @@ use crate::deployment::{Fleet, Goal, Limits};
 use crate::problem::{Problem, Progress, Step};
 use crate::routing::Route;
 use crate::search::{Choice, Search};
-use crate::verify::{FleetRun, broken, holds, reached_s, simulate_fleet};
+use crate::verify::{FleetRun, backlog_grows, backlog_growth, broken, holds, reached_s, simulate_fleet};
 
 /// Choices simulated before giving up.
 const MOST_REPAIRS: u32 = 12;
 /// A model to blame is planned for between these parts more load than before.
 const STEPS: (f64, f64) = (0.02, 0.12);
+/// A backlog that grows counts as a limit exceeded this many times.
+const PILING_UP: f64 = 1.1;
 /// How exactly the rate of a fleet is found.
 const CLOSE: f64 = 0.01;
 /// Rates are sought from this to this part of what the table promises.
@@ -132,8 +134,7 @@ impl Attempt {
     /// Margins with that of the model most to blame raised.
     fn raised(&self, search: &Search<'_>, route: &Route) -> Vec<f64> {
         let problem = search.problem;
-        // Where nothing is late and the backlog grows nevertheless, the model with the largest share is short of replicas.
-        let mut blame: Vec<f64> = route.stats.fractions.iter().map(|fraction| 1e-6 * fraction).collect();
+        let mut blame = vec![0.0_f64; problem.models.len()];
         let mut worst = 1.0_f64;
         for run in self.runs() {
             for target in broken(problem, run) {
@@ -144,6 +145,13 @@ impl Attempt {
                     *blame = blame.max(happened - promised);
                 }
                 worst = worst.max(reached_s(problem, run, target) / target.limit_s.get());
+            }
+            if backlog_grows(&run.requests) {
+                for (model, blame) in blame.iter_mut().enumerate() {
+                    let own = run.requests.iter().filter(|request| request.model as usize == model);
+                    *blame = blame.max(backlog_growth(own) / run.requests.len() as f64);
+                }
+                worst = worst.max(PILING_UP);
             }
         }
         let culprit = (0..blame.len()).max_by(|a, b| blame[*a].total_cmp(&blame[*b])).unwrap_or_default();

@@ -99,12 +99,18 @@ pub fn holds(problem: &Problem, run: &FleetRun) -> bool {
     broken(problem, run).is_empty() && !backlog_grows(&run.requests)
 }
 
-/// Whether requests pile up over the last third of the arrivals: by the least-squares line through the number of requests
-/// being served, seen at each arrival.
+/// Whether requests pile up over the last third of the arrivals: more than chance alone does, which moves the number in a
+/// short window by about the root of the arrivals.
 pub fn backlog_grows(requests: &[RequestOutcome]) -> bool {
-    let mut arrivals: Vec<f64> = requests.iter().map(|request| request.arrival.seconds()).collect();
-    let mut ends: Vec<f64> =
-        requests.iter().map(|request| (request.arrival + request.e2e).seconds()).collect();
+    let count = requests.len() as f64 / 3.0;
+    backlog_growth(requests.iter()) > (BACKLOG * count).max(2.0 * count.sqrt())
+}
+
+/// By how many requests the number being served grows over the last third of the arrivals: by the least-squares line through
+/// that number, seen at each arrival.
+pub fn backlog_growth<'a>(requests: impl Iterator<Item = &'a RequestOutcome> + Clone) -> f64 {
+    let mut arrivals: Vec<f64> = requests.clone().map(|request| request.arrival.seconds()).collect();
+    let mut ends: Vec<f64> = requests.map(|request| (request.arrival + request.e2e).seconds()).collect();
     arrivals.sort_unstable_by(f64::total_cmp);
     ends.sort_unstable_by(f64::total_cmp);
     let from = arrivals.len() * 2 / 3;
@@ -114,10 +120,8 @@ pub fn backlog_grows(requests: &[RequestOutcome]) -> bool {
             (arrivals[index], (index + 1 - ended) as f64)
         })
         .collect();
-    let (Some(first), Some(end)) = (last.first(), last.last()) else { return false };
-    let count = last.len() as f64;
-    // Chance alone moves the number in a short window by about the root of the arrivals.
-    slope(&last) * (end.0 - first.0) > (BACKLOG * count).max(2.0 * count.sqrt())
+    let (Some(first), Some(end)) = (last.first(), last.last()) else { return 0.0 };
+    slope(&last) * (end.0 - first.0)
 }
 
 /// Slope of the least-squares line; 0 if all points stand above each other.

@@ -413,7 +413,7 @@ impl Case {
 fn why(error: &PlanError) -> String {
     match error {
         PlanError::Infeasible(infeasible) => infeasible.reason.clone(),
-        PlanError::Stopped => error.to_string(),
+        PlanError::Stopped | PlanError::OtherProblem(_) => error.to_string(),
         PlanError::Invalid(invalid) => format!("{FAULT}{}", invalid.to_string().replace('\n', " ")),
     }
 }

@@ -53,8 +53,12 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
     let input = Input::read(&args.plan)?;
     let plan = Plan::parse(&input.name, &input.text).map_err(Failure::told)?;
     let spec = args.spec.clone().map_or_else(|| spec_of(&plan, &args.plan), Ok)?;
-    let choices =
-        Choices { cloud: args.cloud.clone(), seed: plan.seed, router_file: plan.routing.router.clone() };
+    let choices = Choices {
+        cloud: args.cloud.clone(),
+        seed: plan.seed,
+        router_file: plan.routing.router.clone(),
+        scoring: false,
+    };
     let loaded = load(&spec, &choices)?;
     let notes = differences(&plan.inputs, &loaded.problem.inputs);
     let question = Question { why_not: args.why_not.clone(), sensitivity: args.sensitivity };
