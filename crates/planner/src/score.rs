@@ -4,7 +4,7 @@
 //! queries, by simulating the whole fleet:
 //! - whether all promises hold at the rate that was planned for;
 //! - the largest rate at which they do, found by scaling the window's arrivals: bisection to 1 %. At that rate no request
-//!   is lost, and the backlog does not grow over the last third of the arrivals;
+//!   is lost, and the backlog does not grow over the last two thirds of the arrivals;
 //! - quality with its 95 % interval (normal approximation of a mean over queries), against the floor. The floor is kept
 //!   strictly if the lower end of the interval is at or above it. A floor relative to a model is judged by the interval of
 //!   the difference, query by query.

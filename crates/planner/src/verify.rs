@@ -12,7 +12,8 @@ use boute_spec::workload::Trace;
 
 use crate::problem::Problem;
 
-/// The backlog grows if, over the last third of the arrivals, more than this share of their number piles up.
+/// The backlog grows if, over the last two thirds of the arrivals, more than this share of their number piles up. One third
+/// would take the swell of real traffic, under which more are served at once, for a fleet that cannot follow.
 const BACKLOG: f64 = 0.05;
 
 /// What a simulated fleet did.
@@ -99,21 +100,21 @@ pub fn holds(problem: &Problem, run: &FleetRun) -> bool {
     broken(problem, run).is_empty() && !backlog_grows(&run.requests)
 }
 
-/// Whether requests pile up over the last third of the arrivals: more than chance alone does, which moves the number in a
+/// Whether requests pile up over the last two thirds of the arrivals: more than chance alone does, which moves the number in a
 /// short window by about the root of the arrivals.
 pub fn backlog_grows(requests: &[RequestOutcome]) -> bool {
-    let count = requests.len() as f64 / 3.0;
+    let count = requests.len() as f64 * 2.0 / 3.0;
     backlog_growth(requests.iter()) > (BACKLOG * count).max(2.0 * count.sqrt())
 }
 
-/// By how many requests the number being served grows over the last third of the arrivals: by the least-squares line through
+/// By how many requests the number being served grows over the last two thirds of the arrivals: by the least-squares line through
 /// that number, seen at each arrival.
 pub fn backlog_growth<'a>(requests: impl Iterator<Item = &'a RequestOutcome> + Clone) -> f64 {
     let mut arrivals: Vec<f64> = requests.clone().map(|request| request.arrival.seconds()).collect();
     let mut ends: Vec<f64> = requests.map(|request| (request.arrival + request.e2e).seconds()).collect();
     arrivals.sort_unstable_by(f64::total_cmp);
     ends.sort_unstable_by(f64::total_cmp);
-    let from = arrivals.len() * 2 / 3;
+    let from = arrivals.len() / 3;
     let last: Vec<(f64, f64)> = (from..arrivals.len())
         .map(|index| {
             let ended = ends.partition_point(|end| *end <= arrivals[index]);
