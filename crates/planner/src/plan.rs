@@ -146,14 +146,24 @@ impl<'a> Prepared<'a> {
         // Where the table is right, nothing on it beats the exact plan; where it is not, another plan may.
         let optimises = matches!(problem.objective, Objective::MinCost | Objective::MaxRate);
         if strategy == Strategy::Default && optimises && (goal == Goal::Rate || best.repairs > 0) {
-            for (done, other) in (0..).zip(ALTERNATIVES) {
-                let message = format!("asking `{other}`");
-                if progress(&Step { message, done, total: ALTERNATIVES.len() as u64 }) {
+            let routes = if goal == Goal::Cost { self.spread(search, &best) } else { Vec::new() };
+            let total = (ALTERNATIVES.len() + routes.len()) as u64;
+            let asked =
+                ALTERNATIVES.map(Other::Strategy).into_iter().chain(routes.into_iter().map(Other::Route));
+            for (done, other) in (0..).zip(asked) {
+                let message = "asking other plans".into();
+                if progress(&Step { message, done, total }) {
                     break;
                 }
                 let than = best.holds(problem).then_some(&best);
-                let others = |limits: &Limits| choose(search, &self.routes, other, limits, progress);
-                if let Some(attempt) = upholder.uphold(&others, than)
+                let chosen = |limits: &Limits| match other {
+                    Other::Strategy(other) => choose(search, &self.routes, other, limits, progress),
+                    Other::Route(route) => {
+                        let fleet = search.fleet(&self.routes[route], limits, goal, Effort::Sketch)?;
+                        Some((Choice { route, fleet }, None))
+                    }
+                };
+                if let Some(attempt) = upholder.uphold(&chosen, than)
                     && attempt.holds(problem)
                 {
                     best = Attempt { bound: best.bound, ..attempt };
@@ -161,6 +171,22 @@ impl<'a> Prepared<'a> {
             }
         }
         Ok(best)
+    }
+
+    /// Admissible routes, spread over those whose relaxation promises more than `best` is.
+    fn spread(&self, search: &Search<'_>, best: &Attempt) -> Vec<usize> {
+        let limits = search.limits(self.problem.rate);
+        let value = best.choice.fleet.value;
+        let promising: Vec<usize> = (0..self.routes.len())
+            .into_par_iter()
+            .filter(|route| self.routes[*route].admissible)
+            .filter(|route| {
+                let relaxed = search.fleet(&self.routes[*route], &limits, Goal::Cost, Effort::Relaxed);
+                relaxed.is_some_and(|fleet| fleet.value < value - 1e-9)
+            })
+            .collect();
+        let stride = promising.len().div_ceil(OTHER_ROUTES).max(1);
+        promising.into_iter().rev().step_by(stride).collect()
     }
 
     /// What a strategy picks. A search by sampling is made once: where simulation contradicts it, its route and its kinds of
@@ -239,12 +265,23 @@ pub fn compare(
         .collect())
 }
 
-/// Strategies that the default one asks too, cheap ones all.
-const ALTERNATIVES: [Strategy; 5] = [
+/// What the default strategy asks beside the exact plan.
+#[derive(Debug, Clone, Copy)]
+enum Other {
+    Strategy(Strategy),
+    /// The cheapest fleet for this route.
+    Route(usize),
+}
+
+/// Routes that the default strategy asks where the exact plan did not hold, at most.
+const OTHER_ROUTES: usize = 12;
+/// Strategies that it asks, cheap ones all.
+const ALTERNATIVES: [Strategy; 6] = [
     Strategy::Sequential,
     Strategy::RoutingProportional,
     Strategy::Homogeneous,
     Strategy::HeterogeneousSingle,
+    Strategy::Cascadia,
     Strategy::Agh,
 ];
 

@@ -61,6 +61,7 @@ pub fn routes(problem: &Problem, usd_per_query: &[Option<f64>]) -> Vec<Route> {
             let decider = Decider::new(&policy, &queries.models).expect("the policy is made of these models");
             let assignment = assign(&decider, queries);
             let stats = evaluate(&assignment, queries);
+            let policy = without_idle(policy, &stats, &queries.models);
             Route { policy, stats, assignment, path, delta, certified: None, admissible: true }
         })
         .collect();
@@ -69,6 +70,18 @@ pub fn routes(problem: &Problem, usd_per_query: &[Option<f64>]) -> Vec<Route> {
         admit(&mut routes, queries, rule);
     }
     routes
+}
+
+/// The same policy without models that answer no planning query: nothing would run them.
+fn without_idle(policy: RoutingPolicy, stats: &PolicyStats, models: &[String]) -> RoutingPolicy {
+    let RoutingPolicy::Utility { mut penalties } = policy else { return policy };
+    penalties.retain(|penalty| {
+        models.iter().zip(&stats.fractions).any(|(id, fraction)| *id == penalty.model && *fraction > 0.0)
+    });
+    match &penalties[..] {
+        [only] => RoutingPolicy::Constant { model: only.model.clone() },
+        _ => RoutingPolicy::Utility { penalties },
+    }
 }
 
 /// Leaves out neighbours on a path of three and more models that are the same but for a few queries.

@@ -23,6 +23,8 @@ use crate::verify::{FleetRun, backlog_grows, backlog_growth, broken, holds, reac
 
 /// Choices simulated before giving up.
 const MOST_REPAIRS: u32 = 12;
+/// Margins raised before another fleet must have come.
+const MOST_RAISES: u32 = 40;
 /// A model to blame is planned for between these parts more load than before.
 const STEPS: (f64, f64) = (0.02, 0.12);
 /// A backlog that grows counts as a limit exceeded this many times.
@@ -131,8 +133,8 @@ impl Attempt {
         if problem.objective == Objective::MaxRate { -self.rate } else { self.choice.fleet.usd_per_hour() }
     }
 
-    /// Margins with that of the model most to blame raised.
-    fn raised(&self, search: &Search<'_>, route: &Route) -> Vec<f64> {
+    /// The model most to blame, and how many times more of its load to plan for.
+    fn to_blame(&self, search: &Search<'_>, route: &Route) -> (usize, f64) {
         let problem = search.problem;
         let mut blame = vec![0.0_f64; problem.models.len()];
         let mut worst = 1.0_f64;
@@ -155,9 +157,7 @@ impl Attempt {
             }
         }
         let culprit = (0..blame.len()).max_by(|a, b| blame[*a].total_cmp(&blame[*b])).unwrap_or_default();
-        let mut margins = self.margins.clone();
-        margins[culprit] *= 1.0 + ((worst - 1.0) / 2.0).clamp(STEPS.0, STEPS.1);
-        margins
+        (culprit, 1.0 + ((worst - 1.0) / 2.0).clamp(STEPS.0, STEPS.1))
     }
 }
 
@@ -241,9 +241,7 @@ impl Upholder<'_> {
         let mut last = attempt(choice, bound, limits, 0);
         let mut before: Option<Attempt> = None;
         while !last.holds(self.problem()) && last.repairs < MOST_REPAIRS && !self.stopped(last.repairs) {
-            let margins = last.raised(self.search, &self.routes[last.choice.route]);
-            let limits = Limits { margins, ..limits.clone() };
-            let Some((choice, _)) = choose(&limits) else { break };
+            let Some((choice, limits)) = self.other_choice(choose, &last, limits) else { break };
             if worse(choice.fleet.value) {
                 return None;
             }
@@ -264,6 +262,25 @@ impl Upholder<'_> {
             }
         }
         Some(last)
+    }
+
+    /// What `choose` picks once the margin of the model most to blame is high enough that it is another fleet. `None` if there
+    /// is none.
+    fn other_choice(&self, choose: Choose<'_>, last: &Attempt, limits: &Limits) -> Option<(Choice, Limits)> {
+        let counts = |choice: &Choice| -> Vec<(usize, u32)> {
+            choice.fleet.replicas.iter().map(|(column, count)| (column.candidate, *count)).collect()
+        };
+        let (culprit, step) = last.to_blame(self.search, &self.routes[last.choice.route]);
+        let mut margins = last.margins.clone();
+        for _ in 0..MOST_RAISES {
+            margins[culprit] *= step;
+            let limits = Limits { margins: margins.clone(), ..limits.clone() };
+            let (choice, _) = choose(&limits)?;
+            if choice.route != last.choice.route || counts(&choice) != counts(&last.choice) {
+                return Some((choice, limits));
+            }
+        }
+        None
     }
 
     /// The choice at the highest rate at which it holds; `None` if that is not above `than`.
