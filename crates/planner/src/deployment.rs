@@ -302,7 +302,11 @@ pub fn assess(
     };
     let replicas = counts
         .iter()
-        .filter_map(|(&candidate, &count)| Some((blend(used(candidate), count)?, count)))
+        .filter_map(|(&candidate, &count)| {
+            // A replica that is there takes its part, whether or not the others could do without it.
+            let idle = || columns.iter().find(|column| column.candidate == candidate).cloned();
+            Some((blend(used(candidate), count).or_else(idle)?, count))
+        })
         .collect();
     (value > 0.0).then_some(Fleet { replicas, value, bound: value })
 }

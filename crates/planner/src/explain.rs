@@ -183,7 +183,7 @@ fn margins(prepared: &Prepared<'_>, plan: &PlanDraft, progress: Progress<'_>) ->
     let search = prepared.search();
     let problem = search.problem;
     if plan.verification.repairs == 0 || goal_of(problem.objective) == Goal::Rate {
-        return Ok(vec![1.0; problem.models.len()]);
+        return Ok(search.limits(problem.rate).margins);
     }
     let strategy = plan.strategy.parse().unwrap_or(crate::strategies::Strategy::Default);
     Ok(prepared.attempt(&search, strategy, None, progress)?.margins)

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use crate::assemble::{Parts, assemble};
 use crate::candidates::{Candidate, candidates};
 use crate::database::Database;
-use crate::deployment::{Effort, Goal, Limits};
+use crate::deployment::{Effort, Fleet, Goal, Limits};
 use crate::infeasible::{Infeasible, no_baseline, no_fleet, no_route, nothing_fits};
 use crate::neighbours::{binding, front_around};
 use crate::problem::{Problem, Progress, Step};
@@ -170,7 +170,45 @@ impl<'a> Prepared<'a> {
                 }
             }
         }
+        if strategy == Strategy::Default && optimises {
+            best = self.best_quality_of(search, &upholder, best);
+        }
         Ok(best)
+    }
+
+    /// The same fleet under the admissible route of the highest certified quality that it carries: quality that costs
+    /// nothing.
+    fn best_quality_of(&self, search: &Search<'_>, upholder: &Upholder<'_>, best: Attempt) -> Attempt {
+        let certified = |route: usize| {
+            self.routes[route].certified.map_or(f64::NEG_INFINITY, |certified| certified.lower_bound)
+        };
+        let fleet = &best.choice.fleet;
+        let counts = fleet.replicas.iter().map(|(column, count)| (column.candidate, *count)).collect();
+        // A fleet that was chosen for its rate is to lose nothing of it.
+        let needed = match upholder.goal {
+            Goal::Cost => best.rate * search.limits(best.rate).margins[0],
+            Goal::Rate => fleet.value,
+        };
+        let mut better: Vec<Choice> = (0..self.routes.len())
+            .into_par_iter()
+            .filter(|route| {
+                self.routes[*route].admissible && certified(*route) > certified(best.choice.route)
+            })
+            .filter_map(|route| {
+                let carried = search.assess(&self.routes[route], &counts)?;
+                let value = if upholder.goal == Goal::Cost { fleet.value } else { carried.value };
+                (carried.value >= needed).then_some(Choice { route, fleet: Fleet { value, ..carried } })
+            })
+            .collect();
+        better.sort_by(|a, b| certified(b.route).total_cmp(&certified(a.route)));
+        let stride = better.len().div_ceil(BETTER_ROUTES).max(1);
+        for choice in better.into_iter().step_by(stride) {
+            let attempt = upholder.instead(&best, choice);
+            if attempt.holds(self.problem) {
+                return attempt;
+            }
+        }
+        best
     }
 
     /// Admissible routes, spread over those whose relaxation promises more than `best` is.
@@ -273,16 +311,19 @@ enum Other {
     Route(usize),
 }
 
+/// Routes of better quality that are simulated on a plan's fleet, at most.
+const BETTER_ROUTES: usize = 6;
 /// Routes that the default strategy asks where the exact plan did not hold, at most.
 const OTHER_ROUTES: usize = 12;
-/// Strategies that it asks, cheap ones all.
-const ALTERNATIVES: [Strategy; 6] = [
+/// Strategies that it asks; the last, which takes longest, only where the exact plan did not hold.
+const ALTERNATIVES: [Strategy; 7] = [
     Strategy::Sequential,
     Strategy::RoutingProportional,
     Strategy::Homogeneous,
     Strategy::HeterogeneousSingle,
     Strategy::Cascadia,
     Strategy::Agh,
+    Strategy::Boute,
 ];
 
 /// The goal of the sweep for an objective.

@@ -42,7 +42,7 @@ pub(crate) fn again(plan: &PlanDraft, search: &Search<'_>, routes: &[Route]) -> 
     if (then - now).abs() > SAME_PRICE * now {
         return Err(PlanError::OtherProblem(format!("its fleet was ${then:.2}/h and is ${now:.2}/h now")));
     }
-    let margins = vec![1.0; problem.models.len()];
+    let margins = search.limits(problem.rate).margins;
     let fleet = standing.fleet(search, &margins);
     let fleet = fleet.ok_or_else(|| other("by the table its fleet keeps no promise at any rate"))?;
     let value = if goal_of(problem.objective) == Goal::Cost { now } else { fleet.value };

@@ -64,7 +64,8 @@ impl<'a> Scoring<'a> {
         }
         let fleet = Fleet::new(self.problem, plan);
         let run = fleet.run(&self.window.at_rate(rate));
-        let rate_met = broken(self.problem, &run).is_empty();
+        // A plan that its own planner could not uphold is not saved by a kinder window.
+        let rate_met = plan.verification.passed && broken(self.problem, &run).is_empty();
         let max_rate = max_rate(rate, holds(self.problem, &run), |rate| {
             if stop() {
                 return None;

@@ -8,6 +8,8 @@
 //!
 //! The default strategy then asks the cheap ones too, and keeps whatever is better *when simulated*.
 
+use std::collections::BTreeSet;
+
 use boute_spec::file::Robust;
 use boute_spec::outcome::RequestOutcome;
 use boute_spec::plan::{Deployment, Objective};
@@ -119,9 +121,16 @@ impl Attempt {
         }
     }
 
-    /// Whether every promise was kept on both windows, and could go on being kept.
+    /// Whether every promise was kept in every run and could go on being kept, and every model has its replicas.
     pub(crate) fn holds(&self, problem: &Problem) -> bool {
-        self.runs().all(|run| holds(problem, run))
+        let models: BTreeSet<&str> =
+            self.deployment.groups.iter().map(|group| group.model.as_str()).collect();
+        let replicas = |model: &str| -> u32 {
+            let own = self.deployment.groups.iter().filter(|group| group.model == model);
+            own.map(|group| group.replicas).sum()
+        };
+        models.into_iter().all(|model| replicas(model) >= problem.robust.min_replicas)
+            && self.runs().all(|run| holds(problem, run))
     }
 
     fn runs(&self) -> impl Iterator<Item = &FleetRun> {
@@ -223,6 +232,13 @@ impl Upholder<'_> {
                 self.rate_that_holds(&choice, bound, &limits, than.map(|than| than.rate))
             }
         }
+    }
+
+    /// Another choice in the place of an attempt's, simulated at the same rate.
+    pub(crate) fn instead(&self, attempt: &Attempt, choice: Choice) -> Attempt {
+        let limits = Limits { margins: attempt.margins.clone(), ..self.search.limits(attempt.rate) };
+        let other = Attempt::new(self.search, self.routes, choice, attempt.bound, attempt.rate, &limits);
+        Attempt { repairs: attempt.repairs, ..other }
     }
 
     fn cheapest_that_holds(

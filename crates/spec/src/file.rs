@@ -42,6 +42,8 @@ pub struct Robust {
 impl Robust {
     /// Nothing beyond the traffic as it is.
     pub const NOTHING: Self = Self { rate: 1.0, lengths: 1.0, lost_replicas: 0, min_replicas: 1 };
+    /// What a plan stands unless told otherwise: a little more traffic, since the next hour is not the last.
+    pub const USUAL: Self = Self { rate: 1.05, ..Self::NOTHING };
 }
 
 /// A model that may answer.

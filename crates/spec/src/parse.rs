@@ -414,7 +414,7 @@ fn spec(walk: &mut Walk, tree: &Spanned<Tree>) -> Option<Spec> {
         let hint = "add `budget: $40/h`, or use `objective: min_cost`";
         walk.problem(map.place, "this objective needs a budget", hint);
     }
-    let robust = map.get("robust").map_or(Robust::NOTHING, |tree| robust(walk, tree));
+    let robust = map.get("robust").map_or(Robust::USUAL, |tree| robust(walk, tree));
     Some(Spec {
         models,
         gpus,
@@ -442,7 +442,7 @@ fn robust(walk: &mut Walk, tree: &Spanned<Tree>) -> Robust {
         value
     };
     Robust {
-        rate: number("rate", "1.2", 1.0, 10.0, false).unwrap_or(1.0),
+        rate: number("rate", "1.2", 1.0, 10.0, false).unwrap_or(Robust::USUAL.rate),
         lengths: number("lengths", "1.2", 1.0, 10.0, false).unwrap_or(1.0),
         lost_replicas: number("lost_replicas", "1", 0.0, 100.0, true).unwrap_or(0.0) as u32,
         min_replicas: number("min_replicas", "2", 1.0, 100.0, true).unwrap_or(1.0) as u32,

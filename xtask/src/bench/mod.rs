@@ -49,6 +49,10 @@ pub(crate) fn run(arguments: &[&str]) -> ExitCode {
             }
             sim::run(small, &mut report);
             if !arguments.contains(&"perf") {
+                if let Err(message) = planner::run(small, &mut report) {
+                    eprintln!("{message}");
+                    return ExitCode::FAILURE;
+                }
                 report.kept &= mobo::run(small);
             }
         }

@@ -51,10 +51,10 @@ pub(crate) const fn quiet(_: &Step) -> bool {
 
 pub(crate) fn run(small: bool, report: &mut Report) -> Result<(), String> {
     let example = paper_like_problem()?;
-    searches(&example, small, report)?;
     papers_setting(&example, report)?;
     published(report)?;
     if !small {
+        searches(&example, report)?;
         growth(&example, report)?;
     }
     Ok(())

@@ -87,7 +87,7 @@ pub(crate) fn paper_like_problem() -> Result<Problem, String> {
 const MMLU: &str = "data/mmlu_pro_llama.jsonl.gz";
 
 /// Both searches with every seed, and the bars.
-fn compare(prepared: &Prepared<'_>, goal: Goal, seeds: u64, report: &mut Report) {
+fn compare(prepared: &Prepared<'_>, goal: Goal, report: &mut Report) {
     let (search, routes) = (prepared.search(), prepared.routes());
     let problem = search.problem;
     let limits = search.limits(problem.rate);
@@ -96,7 +96,7 @@ fn compare(prepared: &Prepared<'_>, goal: Goal, seeds: u64, report: &mut Report)
     let (name, sign) = if goal == Goal::Cost { ("min cost", 1.0) } else { ("max rate", -1.0) };
     let (mut ahead, mut sooner, mut gaps, mut seconds) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     println!("\n{name}, exact {exact:.3}: best after 5, 10, 25, 50 and 100 evaluations, relative to exact");
-    for seed in 0..seeds {
+    for seed in 0..SEEDS {
         let problem = Problem { seed, ..problem.clone() };
         let search = Search { problem: &problem, ..search };
         let course = |strategy| {
@@ -142,12 +142,11 @@ fn compare(prepared: &Prepared<'_>, goal: Goal, seeds: u64, report: &mut Report)
 }
 
 /// What the searches need; `boute` against `qnehvi` and against exact.
-pub(crate) fn searches(problem: &Problem, small: bool, report: &mut Report) -> Result<(), String> {
+pub(crate) fn searches(problem: &Problem, report: &mut Report) -> Result<(), String> {
     let prepared =
         Prepared::new(problem, &Database::in_memory(), &quiet).map_err(|error| error.to_string())?;
-    let seeds = if small { 1 } else { SEEDS };
     for goal in [Goal::Rate, Goal::Cost] {
-        compare(&prepared, goal, seeds, report);
+        compare(&prepared, goal, report);
     }
     Ok(())
 }

