@@ -134,11 +134,7 @@ fn compare(prepared: &Prepared<'_>, goal: Goal, report: &mut Report) {
     report.at_least(&label("evaluations of qnehvi / of boute, to qnehvi's best"), median(ahead), 4.0);
     report.at_least(&label("the same, each to 1 % of its own best"), median(sooner), 4.0);
     report.at_most(&label("boute above exact, part"), median(gaps), 0.02);
-    report.at_most(
-        &label("boute, seconds of a search"),
-        median(seconds),
-        if seeds < SEEDS { 9.0 } else { 3.0 },
-    );
+    report.at_most_s(&label("boute, seconds of a search"), median(seconds), 3.0);
 }
 
 /// What the searches need; `boute` against `qnehvi` and against exact.
