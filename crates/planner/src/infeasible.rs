@@ -56,7 +56,7 @@ pub(crate) fn nothing_fits(misfits: &[FitError]) -> Infeasible {
 /// A baseline found nothing; the default strategy may.
 pub(crate) fn no_baseline(strategy: crate::strategies::Strategy) -> Infeasible {
     Infeasible {
-        reason: format!("`{strategy}` finds no fleet on one GPU type within the stock and the budget"),
+        reason: format!("`{strategy}` finds no fleet within the stock and the budget"),
         relaxations: Vec::new(),
     }
 }

@@ -21,7 +21,7 @@ use crate::deployment::{Fleet, Goal, Limits};
 use crate::problem::{Problem, Progress, Step};
 use crate::routing::Route;
 use crate::search::{Choice, Search};
-use crate::verify::{FleetRun, backlog_grows, backlog_growth, broken, holds, reached_s, simulate_fleet};
+use crate::verify::{FleetRun, broken, holds, reached_s, simulate_fleet};
 
 /// Choices simulated before giving up.
 const MOST_REPAIRS: u32 = 12;
@@ -29,8 +29,6 @@ const MOST_REPAIRS: u32 = 12;
 const MOST_RAISES: u32 = 40;
 /// A model to blame is planned for between these parts more load than before.
 const STEPS: (f64, f64) = (0.02, 0.12);
-/// A backlog that grows counts as a limit exceeded this many times.
-const PILING_UP: f64 = 1.1;
 /// How exactly the rate of a fleet is found.
 const CLOSE: f64 = 0.01;
 /// Rates are sought from this to this part of what the table promises.
@@ -121,7 +119,8 @@ impl Attempt {
         }
     }
 
-    /// Whether every promise was kept in every run and could go on being kept, and every model has its replicas.
+    /// Whether every promise was kept in every run and every model has its replicas. A highest rate must also be one that can go
+    /// on; traffic as it is may swell and fall.
     pub(crate) fn holds(&self, problem: &Problem) -> bool {
         let models: BTreeSet<&str> =
             self.deployment.groups.iter().map(|group| group.model.as_str()).collect();
@@ -130,7 +129,10 @@ impl Attempt {
             own.map(|group| group.replicas).sum()
         };
         models.into_iter().all(|model| replicas(model) >= problem.robust.min_replicas)
-            && self.runs().all(|run| holds(problem, run))
+            && self.runs().all(|run| match problem.objective {
+                Objective::MaxRate => holds(problem, run),
+                _ => broken(problem, run).is_empty(),
+            })
     }
 
     fn runs(&self) -> impl Iterator<Item = &FleetRun> {
@@ -156,13 +158,6 @@ impl Attempt {
                     *blame = blame.max(happened - promised);
                 }
                 worst = worst.max(reached_s(problem, run, target) / target.limit_s.get());
-            }
-            if backlog_grows(&run.requests) {
-                for (model, blame) in blame.iter_mut().enumerate() {
-                    let own = run.requests.iter().filter(|request| request.model as usize == model);
-                    *blame = blame.max(backlog_growth(own) / run.requests.len() as f64);
-                }
-                worst = worst.max(PILING_UP);
             }
         }
         let culprit = (0..blame.len()).max_by(|a, b| blame[*a].total_cmp(&blame[*b])).unwrap_or_default();

@@ -100,29 +100,23 @@ pub fn holds(problem: &Problem, run: &FleetRun) -> bool {
     broken(problem, run).is_empty() && !backlog_grows(&run.requests)
 }
 
-/// Whether requests pile up over the last two thirds of the arrivals: more than chance alone does, which moves the number in a
-/// short window by about the root of the arrivals.
+/// Whether requests pile up over the last two thirds of the arrivals: by the least-squares line through the number being served,
+/// seen at each arrival. Chance alone moves that number in a short window by about the root of the arrivals.
 pub fn backlog_grows(requests: &[RequestOutcome]) -> bool {
-    let count = requests.len() as f64 * 2.0 / 3.0;
-    backlog_growth(requests.iter()) > (BACKLOG * count).max(2.0 * count.sqrt())
-}
-
-/// By how many requests the number being served grows over the last two thirds of the arrivals: by the least-squares line through
-/// that number, seen at each arrival.
-pub fn backlog_growth<'a>(requests: impl Iterator<Item = &'a RequestOutcome> + Clone) -> f64 {
-    let mut arrivals: Vec<f64> = requests.clone().map(|request| request.arrival.seconds()).collect();
-    let mut ends: Vec<f64> = requests.map(|request| (request.arrival + request.e2e).seconds()).collect();
+    let mut arrivals: Vec<f64> = requests.iter().map(|request| request.arrival.seconds()).collect();
+    let mut ends: Vec<f64> =
+        requests.iter().map(|request| (request.arrival + request.e2e).seconds()).collect();
     arrivals.sort_unstable_by(f64::total_cmp);
     ends.sort_unstable_by(f64::total_cmp);
-    let from = arrivals.len() / 3;
-    let last: Vec<(f64, f64)> = (from..arrivals.len())
+    let last: Vec<(f64, f64)> = (arrivals.len() / 3..arrivals.len())
         .map(|index| {
             let ended = ends.partition_point(|end| *end <= arrivals[index]);
             (arrivals[index], (index + 1 - ended) as f64)
         })
         .collect();
-    let (Some(first), Some(end)) = (last.first(), last.last()) else { return 0.0 };
-    slope(&last) * (end.0 - first.0)
+    let (Some(first), Some(end)) = (last.first(), last.last()) else { return false };
+    let count = last.len() as f64;
+    slope(&last) * (end.0 - first.0) > (BACKLOG * count).max(2.0 * count.sqrt())
 }
 
 /// Slope of the least-squares line; 0 if all points stand above each other.
