@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use boute_mobo::pareto::non_dominated;
 use boute_perf::interval::{CONFIDENCE, Spread};
+use boute_router::ScoredQueries;
 use boute_router::certify::{FloorRule, lower_bound};
 use boute_spec::catalog::Source;
 use boute_spec::outcome::Outcome;
@@ -17,7 +18,7 @@ use boute_spec::units::{Fraction, RequestsPerSecond, UsdPerHour};
 
 use crate::candidates::Candidate;
 use crate::deployment::Fleet;
-use crate::problem::Problem;
+use crate::problem::{Problem, QualityInputs};
 use crate::routing::Route;
 use crate::strategies::Strategy;
 use crate::table::{Table, source_of, spread_of};
@@ -259,10 +260,15 @@ fn targets(problem: &Problem) -> Targets {
 
 /// The floor as a score: a relative floor by the model's mean on the planning queries.
 pub fn floor_value(problem: &Problem) -> Option<f64> {
+    floor_on(problem, |quality| &quality.planning)
+}
+
+/// The same by the model's mean on the queries that are picked.
+pub(crate) fn floor_on(problem: &Problem, pick: fn(&QualityInputs) -> &ScoredQueries) -> Option<f64> {
     match (problem.floor?, &problem.quality) {
         (FloorRule::Absolute(floor), _) => Some(floor),
         (FloorRule::Relative { share, model }, Some(quality)) => {
-            let queries = &quality.planning;
+            let queries = pick(quality);
             let sum: f64 = (0..queries.len()).map(|query| queries.actual(query, model)).sum();
             Some(share * sum / queries.len().max(1) as f64)
         }

@@ -95,6 +95,11 @@ pub struct Fleet {
 }
 
 impl Fleet {
+    /// Replicas per candidate.
+    pub fn counts(&self) -> BTreeMap<usize, u32> {
+        self.replicas.iter().map(|(column, count)| (column.candidate, *count)).collect()
+    }
+
     /// Rent of all replicas.
     pub fn usd_per_hour(&self) -> f64 {
         self.replicas.iter().map(|(column, count)| column.usd_per_hour * f64::from(*count)).sum()

@@ -6,7 +6,7 @@ use boute_spec::outcome::Outcome;
 use boute_spec::plan::{Bound, Objective, Plan, Verification};
 use rayon::prelude::*;
 
-use crate::assemble::{Parts, assemble};
+use crate::assemble::{Parts, assemble, floor_on};
 use crate::candidates::{Candidate, candidates};
 use crate::database::Database;
 use crate::deployment::{Effort, Fleet, Goal, Limits};
@@ -17,6 +17,7 @@ use crate::resume::{again, improved, same_inputs};
 use crate::routing::{Route, routes};
 use crate::search::{Choice, Search};
 use crate::strategies::Strategy;
+use crate::strategies::blackbox::EVALUATIONS;
 use crate::table::Table;
 use crate::uphold::{Attempt, Upholder};
 
@@ -183,7 +184,7 @@ impl<'a> Prepared<'a> {
             self.routes[route].certified.map_or(f64::NEG_INFINITY, |certified| certified.lower_bound)
         };
         let fleet = &best.choice.fleet;
-        let counts = fleet.replicas.iter().map(|(column, count)| (column.candidate, *count)).collect();
+        let counts = fleet.counts();
         // A fleet that was chosen for its rate is to lose nothing of it.
         let needed = match upholder.goal {
             Goal::Cost => best.rate * search.limits(best.rate).margins[0],
@@ -237,7 +238,7 @@ impl<'a> Prepared<'a> {
         first: &OnceCell<Option<Choice>>,
         progress: Progress<'_>,
     ) -> Option<(Choice, Option<f64>)> {
-        if !strategy.samples() {
+        if strategy.black_box().is_none() {
             return choose(search, &self.routes, strategy, limits, progress);
         }
         let sampled = || choose(search, &self.routes, strategy, limits, progress).map(|(choice, _)| choice);
@@ -315,7 +316,7 @@ enum Other {
 const BETTER_ROUTES: usize = 6;
 /// Routes that the default strategy asks where the exact plan did not hold, at most.
 const OTHER_ROUTES: usize = 12;
-/// Strategies that it asks; the last, which takes longest, only where the exact plan did not hold.
+/// Strategies that it asks; the last takes longest.
 const ALTERNATIVES: [Strategy; 7] = [
     Strategy::Sequential,
     Strategy::RoutingProportional,
@@ -341,37 +342,30 @@ fn choose(
 ) -> Option<(Choice, Option<f64>)> {
     let objective = search.problem.objective;
     let goal = goal_of(objective);
-    match strategy {
-        Strategy::Homogeneous => search.homogeneous(routes, limits, goal).map(|choice| (choice, None)),
-        Strategy::RoutingUniform => search.uniform(routes, limits, goal).map(|choice| (choice, None)),
-        Strategy::RoutingProportional => {
-            search.proportional(routes, limits, goal).map(|choice| (choice, None))
+    let unproven = match strategy {
+        Strategy::Default | Strategy::Exact => {
+            let (choice, bound) = match objective {
+                Objective::MinCost | Objective::MaxRate => {
+                    search.sweep(routes, limits, goal, Effort::Proof, progress)?
+                }
+                Objective::MaxQuality => search.best_quality(routes, limits, progress)?,
+                Objective::Pareto => return Some((knee(search, routes, limits)?, None)),
+            };
+            return Some((choice, Some(bound)));
         }
-        Strategy::HeterogeneousSingle => {
-            search.heterogeneous_single(routes, limits, goal, progress).map(|choice| (choice, None))
+        Strategy::Homogeneous => search.homogeneous(routes, limits, goal),
+        Strategy::HeterogeneousSingle => search.heterogeneous_single(routes, limits, goal),
+        Strategy::RoutingUniform => search.uniform(routes, limits, goal),
+        Strategy::RoutingProportional => search.proportional(routes, limits, goal),
+        Strategy::Sequential => search.sequential(routes, limits, goal),
+        Strategy::Alternating => search.alternating(routes, limits, goal),
+        Strategy::Cascadia => search.cascadia(routes, limits, goal),
+        Strategy::Agh => search.agh(routes, limits, goal),
+        Strategy::Random | Strategy::Nsga2 | Strategy::Qnehvi | Strategy::Boute => {
+            search.trail(strategy.black_box()?, routes, limits, goal, EVALUATIONS, progress).choice
         }
-        Strategy::Sequential => {
-            search.sequential(routes, limits, goal, progress).map(|choice| (choice, None))
-        }
-        Strategy::Alternating => {
-            search.alternating(routes, limits, goal, progress).map(|choice| (choice, None))
-        }
-        Strategy::Cascadia => search.cascadia(routes, limits, goal, progress).map(|choice| (choice, None)),
-        Strategy::Agh => search.agh(routes, limits, goal, progress).map(|choice| (choice, None)),
-        Strategy::Random => search.random(routes, limits, goal, progress).map(|choice| (choice, None)),
-        Strategy::Nsga2 => search.nsga2(routes, limits, goal, progress).map(|choice| (choice, None)),
-        Strategy::Qnehvi => search.qnehvi(routes, limits, goal, progress).map(|choice| (choice, None)),
-        Strategy::Boute => search.boute(routes, limits, goal, progress).map(|choice| (choice, None)),
-        Strategy::Default | Strategy::Exact => match objective {
-            Objective::MinCost | Objective::MaxRate => search
-                .sweep(routes, limits, goal, Effort::Proof, progress)
-                .map(|(choice, bound)| (choice, Some(bound))),
-            Objective::MaxQuality => {
-                search.best_quality(routes, limits, progress).map(|(choice, bound)| (choice, Some(bound)))
-            }
-            Objective::Pareto => knee(search, routes, limits).map(|choice| (choice, None)),
-        },
-    }
+    };
+    Some((unproven?, None))
 }
 
 /// The admissible point of the cost–quality front farthest from the line between its ends: where more quality begins to
@@ -404,7 +398,7 @@ fn finish(
     let problem = search.problem;
     let route = &ground.routes[attempt.choice.route];
     let quality = attempt.verified.outcome.quality.unwrap_or_default();
-    let floor_kept = floor_value_held_out(problem).is_none_or(|floor| quality >= floor);
+    let floor_kept = floor_on(problem, |quality| &quality.held_out).is_none_or(|floor| quality >= floor);
     let verification = Verification {
         passed: attempt.holds(problem) && floor_kept,
         requests: attempt.verified.outcome.completed,
@@ -445,18 +439,4 @@ fn stated_bound(attempt: &Attempt, problem: &Problem, bound: f64, route: &Route)
         _ => ("cost_usd_per_hour", attempt.choice.fleet.value - bound),
     };
     Bound { of: of.into(), value: bound, gap: short.max(0.0) / bound.abs().max(1e-9) }
-}
-
-/// The floor to judge held-out quality by: a relative floor by the model's mean on those queries.
-fn floor_value_held_out(problem: &Problem) -> Option<f64> {
-    use boute_router::certify::FloorRule;
-    match (problem.floor?, &problem.quality) {
-        (FloorRule::Relative { share, model }, Some(quality)) => {
-            let queries = &quality.held_out;
-            let sum: f64 = (0..queries.len()).map(|query| queries.actual(query, model)).sum();
-            Some(share * sum / queries.len().max(1) as f64)
-        }
-        (FloorRule::Absolute(floor), _) => Some(floor),
-        (FloorRule::Relative { .. }, None) => None,
-    }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 
 use crate::candidates::Candidate;
-use crate::deployment::{Effort, Fleet, Goal, Limits, NoFleet, assess, columns, solve};
+use crate::deployment::{Column, Effort, Fleet, Goal, Limits, NoFleet, assess, columns, solve};
 use crate::problem::{Problem, Progress, Step};
 use crate::routing::Route;
 use crate::table::Table;
@@ -56,17 +56,25 @@ impl Search<'_> {
     }
 
     fn solve(&self, route: &Route, limits: &Limits, goal: Goal, effort: Effort) -> Result<Fleet, NoFleet> {
-        let fractions = &route.stats.fractions;
-        let columns = columns(self.candidates, self.table.levels(fractions), limits, fractions);
-        solve(self.problem, &columns, fractions, limits, goal, effort)
+        solve(self.problem, &self.columns(route, limits), &route.stats.fractions, limits, goal, effort)
     }
 
     /// The highest rate that `counts` replicas per candidate carry under a route; see [`assess`].
     pub fn assess(&self, route: &Route, counts: &BTreeMap<usize, u32>) -> Option<Fleet> {
-        let fractions = &route.stats.fractions;
         let limits = self.limits(self.problem.rate);
-        let columns = columns(self.candidates, self.table.levels(fractions), &limits, fractions);
-        assess(self.problem, &columns, fractions, &limits.margins, counts)
+        let columns = self.columns(route, &limits);
+        assess(self.problem, &columns, &route.stats.fractions, &limits.margins, counts)
+    }
+
+    /// Columns of a route under limits.
+    pub(crate) fn columns(&self, route: &Route, limits: &Limits) -> Vec<Column> {
+        let fractions = &route.stats.fractions;
+        columns(self.candidates, self.table.levels(fractions), limits, fractions)
+    }
+
+    /// Rent of `counts` replicas per candidate.
+    pub(crate) fn rent(&self, counts: &BTreeMap<usize, u32>) -> f64 {
+        counts.iter().map(|(at, count)| self.candidates[*at].usd_per_hour * f64::from(*count)).sum()
     }
 
     /// The best value of the relaxation over the admissible `routes`, in which a part of a replica can be rented.

@@ -7,7 +7,7 @@ use boute_router::decide::Decider;
 use boute_router::policy::{assign, evaluate};
 use boute_spec::plan::PlanDraft;
 
-use crate::deployment::{Fleet, assess, columns};
+use crate::deployment::{Fleet, assess};
 use crate::routing::Route;
 use crate::search::Search;
 
@@ -38,7 +38,7 @@ impl Standing {
 
     /// Rent at the problem's prices.
     pub(crate) fn usd_per_hour(&self, search: &Search<'_>) -> f64 {
-        self.counts.iter().map(|(at, count)| search.candidates[*at].usd_per_hour * f64::from(*count)).sum()
+        search.rent(&self.counts)
     }
 
     /// The fleet with its load divided so that it carries the most, its value: requests per second, by the table.
@@ -47,9 +47,8 @@ impl Standing {
         limits.allowed = (0..search.candidates.len()).map(|at| self.counts.contains_key(&at)).collect();
         // None of them is left out because another is better.
         limits.required = self.counts.keys().copied().collect();
-        let fractions = &self.route.stats.fractions;
-        let columns = columns(search.candidates, search.table.levels(fractions), &limits, fractions);
-        assess(search.problem, &columns, fractions, margins, &self.counts)
+        let columns = search.columns(&self.route, &limits);
+        assess(search.problem, &columns, &self.route.stats.fractions, margins, &self.counts)
     }
 }
 

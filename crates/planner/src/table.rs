@@ -99,17 +99,9 @@ impl Table {
             let all = (0..mixes.len()).flat_map(|mix| (0..candidates.len()).map(move |at| (mix, at)));
             all.filter(|(mix, at)| desks[*mix][candidates[*at].model].is_some()).collect()
         };
-        let desk = |mix: usize, candidate: &Candidate| desks[mix][candidate.model].as_ref();
         let pairs = jobs(&candidates);
-        let told = Told { progress, done: AtomicU64::new(0), total: pairs.len() as u64 };
-        let alone: Option<Vec<Entry>> = pairs
-            .par_iter()
-            .map(|(mix, at)| {
-                let candidate = &candidates[*at];
-                told.goes_on("measuring replica configurations")
-                    .then(|| desk(*mix, candidate).map(|desk| desk.entry(candidate)))?
-            })
-            .collect();
+        let message = "measuring replica configurations";
+        let alone = at_desks(&desks, &candidates, &pairs, message, progress, Desk::entry);
         // What was measured before a stop need not be measured again.
         database.keep();
         let alone = alone?;
@@ -130,15 +122,8 @@ impl Table {
         }
         let candidates = kept;
         let pairs = jobs(&candidates);
-        let told = Told { progress, done: AtomicU64::new(0), total: pairs.len() as u64 };
-        let levels: Option<Vec<Vec<Level>>> = pairs
-            .par_iter()
-            .map(|(mix, at)| {
-                let candidate = &candidates[*at];
-                told.goes_on("simulating replica configurations")
-                    .then(|| desk(*mix, candidate).map(|desk| desk.levels(candidate)))?
-            })
-            .collect();
+        let message = "simulating replica configurations";
+        let levels = at_desks(&desks, &candidates, &pairs, message, progress, Desk::levels);
         database.keep();
         let mut table: Vec<(Vec<f64>, Levels)> = mixes
             .iter()
@@ -187,18 +172,25 @@ impl Table {
     }
 }
 
-/// Progress of parallel work.
-struct Told<'a> {
-    progress: Progress<'a>,
-    done: AtomicU64,
-    total: u64,
-}
-
-impl Told<'_> {
-    fn goes_on(&self, message: &str) -> bool {
-        let done = self.done.fetch_add(1, Ordering::Relaxed) + 1;
-        !(self.progress)(&Step { message: message.into(), done, total: self.total })
-    }
+/// `work` for every pair of mix and candidate, in parallel; `None` if told to stop.
+fn at_desks<'a, T: Send>(
+    desks: &[Vec<Option<Desk<'a>>>],
+    candidates: &[Candidate],
+    pairs: &[(usize, usize)],
+    message: &str,
+    progress: Progress<'_>,
+    work: impl Fn(&Desk<'a>, &Candidate) -> T + Sync,
+) -> Option<Vec<T>> {
+    let begun = AtomicU64::new(0);
+    pairs
+        .par_iter()
+        .map(|(mix, at)| {
+            let candidate = &candidates[*at];
+            let done = begun.fetch_add(1, Ordering::Relaxed) + 1;
+            let stop = progress(&Step { message: message.into(), done, total: pairs.len() as u64 });
+            (!stop).then(|| desks[*mix][candidate.model].as_ref().map(|desk| work(desk, candidate)))?
+        })
+        .collect()
 }
 
 /// Another candidate that makes this one pointless; `known` in the order of candidates, one entry per mix.

@@ -278,16 +278,13 @@ impl Upholder<'_> {
     /// What `choose` picks once the margin of the model most to blame is high enough that it is another fleet. `None` if there
     /// is none.
     fn other_choice(&self, choose: Choose<'_>, last: &Attempt, limits: &Limits) -> Option<(Choice, Limits)> {
-        let counts = |choice: &Choice| -> Vec<(usize, u32)> {
-            choice.fleet.replicas.iter().map(|(column, count)| (column.candidate, *count)).collect()
-        };
         let (culprit, step) = last.to_blame(self.search, &self.routes[last.choice.route]);
         let mut margins = last.margins.clone();
         for _ in 0..MOST_RAISES {
             margins[culprit] *= step;
             let limits = Limits { margins: margins.clone(), ..limits.clone() };
             let (choice, _) = choose(&limits)?;
-            if choice.route != last.choice.route || counts(&choice) != counts(&last.choice) {
+            if choice.route != last.choice.route || choice.fleet.counts() != last.choice.fleet.counts() {
                 return Some((choice, limits));
             }
         }

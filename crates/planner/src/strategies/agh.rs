@@ -10,7 +10,6 @@ use rayon::prelude::*;
 
 use super::measures::{Counts, as_answer, best};
 use crate::deployment::{Fleet, Goal, Limits};
-use crate::problem::Progress;
 use crate::routing::Route;
 use crate::search::{Choice, Search};
 
@@ -33,7 +32,7 @@ const WORTH: f64 = 1e-4;
 
 impl Search<'_> {
     /// The best of several greedy plans, each improved until no move helps.
-    pub fn agh(&self, routes: &[Route], limits: &Limits, goal: Goal, _: Progress<'_>) -> Option<Choice> {
+    pub fn agh(&self, routes: &[Route], limits: &Limits, goal: Goal) -> Option<Choice> {
         let order = self.cheapest_first(routes);
         let last = order.len().checked_sub(1)?;
         let mut starts: Vec<usize> = (0..STARTS).map(|start| start * last / (STARTS - 1)).collect();

@@ -2,9 +2,8 @@
 
 use rayon::prelude::*;
 
-use super::measures::{badness, best, counts_of};
+use super::measures::{badness, best};
 use crate::deployment::{Effort, Goal, Limits};
-use crate::problem::Progress;
 use crate::routing::Route;
 use crate::search::{Choice, Search};
 
@@ -16,13 +15,7 @@ const WORTH: f64 = 1e-6;
 impl Search<'_> {
     /// Starts from the division with the cheapest queries, the one with the dearest, and the one in the middle. No turn makes
     /// the plan worse: the division with the highest rate for the fleet carries what the fleet was made for.
-    pub fn alternating(
-        &self,
-        routes: &[Route],
-        limits: &Limits,
-        goal: Goal,
-        _: Progress<'_>,
-    ) -> Option<Choice> {
+    pub fn alternating(&self, routes: &[Route], limits: &Limits, goal: Goal) -> Option<Choice> {
         let order = self.cheapest_first(routes);
         let mut starts = vec![*order.first()?, order[order.len() / 2], *order.last()?];
         starts.dedup();
@@ -42,7 +35,7 @@ impl Search<'_> {
         };
         let mut choice = with_fleet(start)?;
         for _ in 0..MOST_TURNS {
-            let counts = counts_of(&choice.fleet);
+            let counts = choice.fleet.counts();
             let rates: Vec<(usize, f64)> = admissible
                 .par_iter()
                 .filter_map(|&route| Some((route, self.carried(&routes[route], limits, &counts)?.value)))

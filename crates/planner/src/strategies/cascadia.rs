@@ -16,7 +16,6 @@
 
 use super::measures::{Counts, as_answer};
 use crate::deployment::{Fleet, Goal, Limits};
-use crate::problem::Progress;
 use crate::routing::Route;
 use crate::search::{Choice, Search};
 
@@ -28,7 +27,7 @@ const HALVINGS: u32 = 40;
 
 impl Search<'_> {
     /// The best division and GPU type by the tails of single models; see the module.
-    pub fn cascadia(&self, routes: &[Route], limits: &Limits, goal: Goal, _: Progress<'_>) -> Option<Choice> {
+    pub fn cascadia(&self, routes: &[Route], limits: &Limits, goal: Goal) -> Option<Choice> {
         let admissible = (0..routes.len()).filter(|route| routes[*route].admissible);
         let planned = admissible.flat_map(|route| {
             let capacities = self.capacities(&routes[route], limits);

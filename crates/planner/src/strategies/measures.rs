@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::deployment::{Column, Fleet, Goal, Limits, assess, columns};
+use crate::deployment::{Fleet, Goal, Limits, assess};
 use crate::routing::Route;
 use crate::search::{Choice, Search};
 use crate::table::LOOSER;
@@ -43,12 +43,6 @@ impl Search<'_> {
             .collect()
     }
 
-    /// Columns of a route under limits.
-    pub(super) fn columns(&self, route: &Route, limits: &Limits) -> Vec<Column> {
-        let fractions = &route.stats.fractions;
-        columns(self.candidates, self.table.levels(fractions), limits, fractions)
-    }
-
     /// The highest rate that `counts` carry, as a fleet of that value.
     pub(super) fn carried(&self, route: &Route, limits: &Limits, counts: &Counts) -> Option<Fleet> {
         let allowed =
@@ -85,11 +79,6 @@ impl Search<'_> {
         self.candidates.iter().enumerate().map(capacity).collect()
     }
 
-    /// Rent of `counts`.
-    pub(super) fn rent(&self, counts: &Counts) -> f64 {
-        counts.iter().map(|(at, count)| self.candidates[*at].usd_per_hour * f64::from(*count)).sum()
-    }
-
     /// Whether `counts` are in stock and within the budget.
     pub(super) fn can_be_had(&self, limits: &Limits, counts: &Counts) -> bool {
         let used = |offer: usize| -> u32 {
@@ -100,11 +89,6 @@ impl Search<'_> {
             limits.stock.iter().enumerate().all(|(at, stock)| stock.is_none_or(|stock| used(at) <= stock));
         stocked && limits.budget.is_none_or(|budget| self.rent(counts) <= budget + 1e-9)
     }
-}
-
-/// Replicas per candidate of a fleet.
-pub(super) fn counts_of(fleet: &Fleet) -> Counts {
-    fleet.replicas.iter().map(|(column, count)| (column.candidate, *count)).collect()
 }
 
 /// Least is best.

@@ -10,6 +10,8 @@ mod sequential;
 mod single;
 mod today;
 
+use blackbox::BlackBox;
+
 /// How a plan is searched for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Strategy {
@@ -62,9 +64,15 @@ impl Strategy {
         Self::Boute,
     ];
 
-    /// Whether it evaluates samples, and so takes seconds rather than milliseconds.
-    pub(crate) const fn samples(self) -> bool {
-        matches!(self, Self::Random | Self::Nsga2 | Self::Qnehvi | Self::Boute)
+    /// The search that it is, if it evaluates samples, and so takes seconds rather than milliseconds.
+    pub(crate) const fn black_box(self) -> Option<BlackBox> {
+        match self {
+            Self::Random => Some(BlackBox::Random),
+            Self::Nsga2 => Some(BlackBox::Nsga2),
+            Self::Qnehvi => Some(BlackBox::Qnehvi),
+            Self::Boute => Some(BlackBox::Boute),
+            _ => None,
+        }
     }
 
     /// As on the command line.

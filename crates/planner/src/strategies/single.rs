@@ -11,7 +11,6 @@ use boute_spec::file::Lengths;
 use super::buckets::{Buckets, Configuration};
 use super::measures::{Counts, as_answer, best};
 use crate::deployment::{Fleet, Goal, Limits};
-use crate::problem::Progress;
 use crate::routing::Route;
 use crate::search::{Choice, Search};
 
@@ -32,13 +31,7 @@ struct Bucket {
 
 impl Search<'_> {
     /// The best model that keeps the floor alone, on the GPU types that its length buckets are assigned to.
-    pub fn heterogeneous_single(
-        &self,
-        routes: &[Route],
-        limits: &Limits,
-        goal: Goal,
-        _: Progress<'_>,
-    ) -> Option<Choice> {
+    pub fn heterogeneous_single(&self, routes: &[Route], limits: &Limits, goal: Goal) -> Option<Choice> {
         let choices = Self::constant(routes)
             .filter_map(|route| Some(Choice { route, fleet: self.assigned(&routes[route], limits, goal)? }));
         best(goal, choices)

@@ -1,6 +1,6 @@
 //! What a team would do today: one GPU type, one model or a threshold.
 
-use super::measures::{Counts, as_answer, best, counts_of};
+use super::measures::{Counts, as_answer, best};
 use crate::deployment::{Effort, Fleet, Goal, Limits, solve};
 use crate::routing::Route;
 use crate::search::{Choice, Search};
@@ -78,7 +78,7 @@ impl Search<'_> {
                 (0..route.stats.fractions.len()).map(|at| f64::from(u8::from(at == model))).collect();
             let of_model: Vec<_> = columns.iter().filter(|column| column.model == model).cloned().collect();
             let fleet = solve(self.problem, &of_model, &alone, &own, Goal::Rate, Effort::Proof).ok()?;
-            counts.extend(counts_of(&fleet));
+            counts.extend(fleet.counts());
         }
         as_answer(self.carried(route, limits, &counts)?, limits, goal)
     }

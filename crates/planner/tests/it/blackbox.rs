@@ -3,7 +3,7 @@
 use boute_planner::deployment::{Effort, Goal, Limits};
 use boute_planner::routing::Route;
 use boute_planner::search::{Choice, Search};
-use boute_planner::strategies::blackbox::{BlackBox, Trail};
+use boute_planner::strategies::blackbox::{BlackBox, EVALUATIONS, Trail};
 use boute_planner::{Database, Prepared, Problem, Step};
 use boute_spec::plan::Objective;
 
@@ -73,7 +73,8 @@ fn the_structured_search_comes_close_to_the_exact_plan() {
         |_| {},
         |search, routes, limits| {
             let (exact, _) = search.sweep(routes, limits, Goal::Cost, Effort::Proof, &quiet).unwrap();
-            let found = search.boute(routes, limits, Goal::Cost, &quiet).unwrap();
+            let trail = search.trail(BlackBox::Boute, routes, limits, Goal::Cost, EVALUATIONS, &quiet);
+            let found = trail.choice.unwrap();
             let ratio = found.fleet.value / exact.fleet.value;
             assert!(ratio <= 1.02, "{ratio}");
         },

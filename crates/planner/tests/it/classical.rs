@@ -276,14 +276,14 @@ type Find = fn(&Search<'_>, &[Route], &Limits, Goal) -> Option<Choice>;
 const ALL: [(&str, Find); 8] = [
     ("homogeneous", |search, routes, limits, goal| search.homogeneous(routes, limits, goal)),
     ("heterogeneous-single", |search, routes, limits, goal| {
-        search.heterogeneous_single(routes, limits, goal, &quiet)
+        search.heterogeneous_single(routes, limits, goal)
     }),
     ("routing-uniform", |search, routes, limits, goal| search.uniform(routes, limits, goal)),
     ("routing-proportional", |search, routes, limits, goal| search.proportional(routes, limits, goal)),
-    ("sequential", |search, routes, limits, goal| search.sequential(routes, limits, goal, &quiet)),
-    ("alternating", |search, routes, limits, goal| search.alternating(routes, limits, goal, &quiet)),
-    ("cascadia", |search, routes, limits, goal| search.cascadia(routes, limits, goal, &quiet)),
-    ("agh", |search, routes, limits, goal| search.agh(routes, limits, goal, &quiet)),
+    ("sequential", |search, routes, limits, goal| search.sequential(routes, limits, goal)),
+    ("alternating", |search, routes, limits, goal| search.alternating(routes, limits, goal)),
+    ("cascadia", |search, routes, limits, goal| search.cascadia(routes, limits, goal)),
+    ("agh", |search, routes, limits, goal| search.agh(routes, limits, goal)),
 ];
 
 /// Value of each strategy, least is best, after all that must hold of its choice.

@@ -60,50 +60,6 @@ pub struct Trail {
 }
 
 impl Search<'_> {
-    /// `random`: uniform draws of raw variables.
-    pub fn random(
-        &self,
-        routes: &[Route],
-        limits: &Limits,
-        goal: Goal,
-        progress: Progress<'_>,
-    ) -> Option<Choice> {
-        self.trail(BlackBox::Random, routes, limits, goal, EVALUATIONS, progress).choice
-    }
-
-    /// `nsga2`: an evolutionary search over raw variables.
-    pub fn nsga2(
-        &self,
-        routes: &[Route],
-        limits: &Limits,
-        goal: Goal,
-        progress: Progress<'_>,
-    ) -> Option<Choice> {
-        self.trail(BlackBox::Nsga2, routes, limits, goal, EVALUATIONS, progress).choice
-    }
-
-    /// `qnehvi`: Bayesian optimisation over raw variables, without structure.
-    pub fn qnehvi(
-        &self,
-        routes: &[Route],
-        limits: &Limits,
-        goal: Goal,
-        progress: Progress<'_>,
-    ) -> Option<Choice> {
-        self.trail(BlackBox::Qnehvi, routes, limits, goal, EVALUATIONS, progress).choice
-    }
-
-    /// `boute`: Bayesian optimisation with the paper's structure.
-    pub fn boute(
-        &self,
-        routes: &[Route],
-        limits: &Limits,
-        goal: Goal,
-        progress: Progress<'_>,
-    ) -> Option<Choice> {
-        self.trail(BlackBox::Boute, routes, limits, goal, EVALUATIONS, progress).choice
-    }
-
     /// The course of `strategy` over at most `evaluations`, by the problem's seed. All of the `routes` may be tried, only
     /// admissible ones are kept.
     pub fn trail(
@@ -199,8 +155,7 @@ impl Ground<'_> {
     }
 
     fn rent(&self, design: &Design) -> f64 {
-        let rents = design.counts.iter();
-        rents.map(|(at, count)| self.search.candidates[*at].usd_per_hour * f64::from(*count)).sum()
+        self.search.rent(&design.counts)
     }
 
     /// By how much `design` keeps each promise, in parts of what is promised; kept at ≥ 0. Rents and stock only where
@@ -330,7 +285,10 @@ impl Course<'_> {
         let design = (self.encoding.decode)(point);
         let rate = self.ground.carried(&design).map_or(0.0, |fleet| fleet.value);
         let (value, price) = match goal {
-            Goal::Cost => (self.ground.rent(&design), self.ground.rent(&design)),
+            Goal::Cost => {
+                let rent = self.ground.rent(&design);
+                (rent, rent)
+            }
             Goal::Rate => (rate, 1.0 / rate),
         };
         let quality = routes[design.route].stats.quality.clamp(LEAST, 1.0 - LEAST);
