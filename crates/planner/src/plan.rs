@@ -243,7 +243,7 @@ impl<'a> Prepared<'a> {
         }
         let sampled = || choose(search, &self.routes, strategy, limits, progress).map(|(choice, _)| choice);
         let first = first.get_or_init(sampled).as_ref()?;
-        if limits.margins == search.limits(limits.rate).margins {
+        if search.unrepaired(limits) {
             return Some((first.clone(), None));
         }
         let mut allowed = vec![false; self.candidates.len()];

@@ -67,7 +67,7 @@ pub(crate) fn improved(
     let proven = Cell::new(None);
     let beating = |limits: &Limits| {
         // Only what is chosen by the bare table bounds all plans, and has to beat the earlier one there.
-        let bare = limits.margins.iter().all(|margin| *margin == 1.0);
+        let bare = search.unrepaired(limits);
         let picked = if sweeps && bare {
             let incumbent = Some(earlier.choice.clone());
             let swept = search.sweep_from(incumbent, routes, limits, goal, Effort::Proof, progress);

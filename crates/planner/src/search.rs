@@ -42,12 +42,19 @@ impl Search<'_> {
             looser: false,
             allowed: vec![true; self.candidates.len()],
             beat: None,
-            margins: vec![
-                self.problem.robust.rate.max(self.problem.robust.lengths);
-                self.problem.models.len()
-            ],
+            margins: vec![self.least_margin(); self.problem.models.len()],
             required: Vec::new(),
         }
+    }
+
+    /// How many times its load every model is planned for before simulation contradicts the table.
+    fn least_margin(&self) -> f64 {
+        self.problem.robust.rate.max(self.problem.robust.lengths)
+    }
+
+    /// Whether no margin of `limits` has been raised.
+    pub(crate) fn unrepaired(&self, limits: &Limits) -> bool {
+        limits.margins.iter().all(|margin| *margin == self.least_margin())
     }
 
     /// The best fleet for one route.
