@@ -179,6 +179,16 @@ pub enum Goal {
     Rate,
 }
 
+impl Goal {
+    /// Times this, the least value is the best.
+    pub(crate) const fn sign(self) -> f64 {
+        match self {
+            Self::Cost => 1.0,
+            Self::Rate => -1.0,
+        }
+    }
+}
+
 /// How much work a solution is worth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effort {

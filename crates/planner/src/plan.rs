@@ -130,7 +130,7 @@ impl<'a> Prepared<'a> {
     ) -> Result<Attempt, PlanError> {
         let problem = self.problem;
         let goal = goal_of(problem.objective);
-        let upholder = Upholder { search, routes: &self.routes, goal, progress };
+        let upholder = Upholder::new(search, &self.routes, goal, progress);
         let first = OnceCell::new();
         let chosen = |limits: &Limits| self.choose(search, strategy, limits, &first, progress);
         let found = match earlier {
@@ -148,9 +148,13 @@ impl<'a> Prepared<'a> {
         let optimises = matches!(problem.objective, Objective::MinCost | Objective::MaxRate);
         if strategy == Strategy::Default && optimises && (goal == Goal::Rate || best.repairs > 0) {
             let routes = if goal == Goal::Cost { self.spread(search, &best) } else { Vec::new() };
-            let total = (ALTERNATIVES.len() + routes.len()) as u64;
-            let asked =
-                ALTERNATIVES.map(Other::Strategy).into_iter().chain(routes.into_iter().map(Other::Route));
+            let value = best.choice.fleet.value;
+            let proven = best.bound.is_some_and(|bound| (value - bound).abs() <= PROVEN * value);
+            // A search by sampling takes longest, and over the table a proven plan is the better one.
+            let sampled = (goal == Goal::Cost || !proven).then_some(Strategy::Boute);
+            let strategies = ALTERNATIVES.into_iter().chain(sampled).map(Other::Strategy);
+            let asked: Vec<Other> = strategies.chain(routes.into_iter().map(Other::Route)).collect();
+            let total = asked.len() as u64;
             for (done, other) in (0..).zip(asked) {
                 let message = "asking other plans".into();
                 if progress(&Step { message, done, total }) {
@@ -183,10 +187,10 @@ impl<'a> Prepared<'a> {
         let certified = |route: usize| {
             self.routes[route].certified.map_or(f64::NEG_INFINITY, |certified| certified.lower_bound)
         };
-        let fleet = &best.choice.fleet;
+        let (fleet, goal) = (&best.choice.fleet, upholder.goal);
         let counts = fleet.counts();
         // A fleet that was chosen for its rate is to lose nothing of it.
-        let needed = match upholder.goal {
+        let needed = match goal {
             Goal::Cost => best.rate * search.limits(best.rate).margins[0],
             Goal::Rate => fleet.value,
         };
@@ -197,7 +201,7 @@ impl<'a> Prepared<'a> {
             })
             .filter_map(|route| {
                 let carried = search.assess(&self.routes[route], &counts)?;
-                let value = if upholder.goal == Goal::Cost { fleet.value } else { carried.value };
+                let value = if goal == Goal::Cost { fleet.value } else { carried.value };
                 (carried.value >= needed).then_some(Choice { route, fleet: Fleet { value, ..carried } })
             })
             .collect();
@@ -316,15 +320,16 @@ enum Other {
 const BETTER_ROUTES: usize = 6;
 /// Routes that the default strategy asks where the exact plan did not hold, at most.
 const OTHER_ROUTES: usize = 12;
-/// Strategies that it asks; the last takes longest.
-const ALTERNATIVES: [Strategy; 7] = [
+/// A plan is proven if no other is better by more than this part.
+const PROVEN: f64 = 0.01;
+/// Strategies that it asks.
+const ALTERNATIVES: [Strategy; 6] = [
     Strategy::Sequential,
     Strategy::RoutingProportional,
     Strategy::Homogeneous,
     Strategy::HeterogeneousSingle,
     Strategy::Cascadia,
     Strategy::Agh,
-    Strategy::Boute,
 ];
 
 /// The goal of the sweep for an objective.

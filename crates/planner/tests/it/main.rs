@@ -360,7 +360,7 @@ fn spot_capacity_is_worth_what_is_there_of_it() {
     let rate_of = |problem: &Problem| {
         let prepared = Prepared::new(problem, &Database::in_memory(), &quiet).unwrap();
         let limits = prepared.search().limits(problem.rate);
-        prepared.search().relaxed(prepared.routes(), &limits, Goal::Cost).unwrap()
+        prepared.search().relaxed(prepared.routes(), &limits, Goal::Cost)[0].1
     };
     let firm = rate_of(&problem);
     problem.offers.iter_mut().for_each(|offer| offer.available = 0.8);
