@@ -9,6 +9,7 @@
 //! 6. [`score`]: what a plan is worth on traffic that it was neither made nor repaired on.
 
 pub mod assemble;
+mod attribution;
 pub mod candidates;
 pub mod database;
 pub mod deployment;
@@ -27,6 +28,7 @@ pub mod table;
 mod uphold;
 pub mod verify;
 
+pub use attribution::Lever;
 pub use database::{Database, Shelf};
 pub use explain::{
     Alternative, ExplainError, Explanation, Question, RunnerUp, Scenario, Verdict, WhyNot, explain,

@@ -4,6 +4,7 @@ use std::cell::OnceCell;
 
 use boute_spec::outcome::Outcome;
 use boute_spec::plan::{Bound, Objective, Plan, Verification};
+use boute_spec::policy::RoutingPolicy;
 use rayon::prelude::*;
 
 use crate::assemble::{Parts, assemble, floor_on};
@@ -18,7 +19,7 @@ use crate::routing::{Route, routes};
 use crate::search::{Choice, Search};
 use crate::strategies::Strategy;
 use crate::strategies::blackbox::EVALUATIONS;
-use crate::table::Table;
+use crate::table::{LengthMix, Table};
 use crate::uphold::{Attempt, Upholder};
 
 /// Every so many routes one point of the front that the `pareto` objective chooses from.
@@ -66,17 +67,51 @@ impl<'a> Prepared<'a> {
     /// # Errors
     /// If no strategy can have a plan, with what would help; if stopped.
     pub fn new(problem: &'a Problem, database: &Database, progress: Progress<'_>) -> Result<Self, PlanError> {
+        Self::with_lengths(problem, LengthMix::ByRoute, database, progress)
+    }
+
+    pub(crate) fn with_lengths(
+        problem: &'a Problem,
+        length_mix: LengthMix,
+        database: &Database,
+        progress: Progress<'_>,
+    ) -> Result<Self, PlanError> {
         let (candidates, misfits) = candidates(problem);
         if candidates.is_empty() {
             return Err(PlanError::Infeasible(nothing_fits(&misfits)));
         }
         let (candidates, table) =
-            Table::build(problem, candidates, database, progress).ok_or(PlanError::Stopped)?;
+            Table::build(problem, candidates, length_mix, database, progress).ok_or(PlanError::Stopped)?;
         let routes = routes(problem, &table.usd_per_query(problem, &candidates));
         if !routes.iter().any(|route| route.admissible) {
             return Err(PlanError::Infeasible(no_route(problem, &routes)));
         }
         Ok(Self { problem, candidates, table, routes })
+    }
+
+    /// The same with those candidates only that `keep` keeps.
+    pub(crate) fn with_candidates(&self, keep: impl Fn(&Candidate) -> bool) -> Self {
+        let kept: Vec<usize> = (0..self.candidates.len()).filter(|at| keep(&self.candidates[*at])).collect();
+        let candidates = kept.iter().map(|at| self.candidates[*at].clone()).collect();
+        Self { problem: self.problem, candidates, table: self.table.only(&kept), routes: self.routes.clone() }
+    }
+
+    /// The same with those routes only that `keep` keeps.
+    pub(crate) fn with_routes(&self, keep: impl Fn(&RoutingPolicy) -> bool) -> Self {
+        let mut routes = self.routes.clone();
+        for route in &mut routes {
+            route.admissible &= keep(&route.policy);
+        }
+        let (candidates, table) = (self.candidates.clone(), self.table.clone());
+        Self { problem: self.problem, candidates, table, routes }
+    }
+
+    pub(crate) const fn problem(&self) -> &'a Problem {
+        self.problem
+    }
+
+    pub(crate) fn candidates(&self) -> &[Candidate] {
+        &self.candidates
     }
 
     /// The searches over it.
@@ -96,6 +131,21 @@ impl<'a> Prepared<'a> {
     pub fn draft(&self, strategy: Strategy, progress: Progress<'_>) -> Result<(Plan, Outcome), PlanError> {
         let search = self.search();
         finish(self.attempt(&search, strategy, None, progress)?, &search, self, strategy, None)
+    }
+
+    /// What the exact plan on the table comes to when it is simulated, without repairs.
+    pub(crate) fn unrepaired(&self, progress: Progress<'_>) -> Result<(Plan, Outcome), PlanError> {
+        let search = self.search();
+        let limits = search.limits(self.problem.rate);
+        let chosen = choose(&search, &self.routes, Strategy::Exact, &limits, progress);
+        let (choice, bound) = chosen
+            .ok_or_else(|| PlanError::Infeasible(no_fleet(&search, &self.routes, &limits, progress)))?;
+        let rate = match goal_of(self.problem.objective) {
+            Goal::Cost => self.problem.rate,
+            Goal::Rate => choice.fleet.value,
+        };
+        let attempt = Attempt::new(&search, &self.routes, choice, bound, rate, &limits);
+        finish(attempt, &search, self, Strategy::Exact, None)
     }
 
     /// The same with them, where the strategy proves something.

@@ -64,6 +64,15 @@ pub struct Level {
 /// Levels per candidate, ascending in rate, for one length mix; none for a candidate whose model has no share in it.
 pub type Levels = Vec<Vec<Level>>;
 
+/// Whose lengths a model is measured with, where lengths are the queries' own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LengthMix {
+    /// Those of the queries that are routed to it.
+    ByRoute,
+    /// Those of all.
+    Overall,
+}
+
 /// The table.
 #[derive(Debug, Clone)]
 pub struct Table {
@@ -79,13 +88,14 @@ impl Table {
     ///
     /// A candidate is dominated if another of the same model and GPU type with no more GPUs carries as much per GPU and is
     /// as fast alone, under every length mix.
-    pub fn build(
+    pub(crate) fn build(
         problem: &Problem,
         candidates: Vec<Candidate>,
+        length_mix: LengthMix,
         database: &Database,
         progress: Progress<'_>,
     ) -> Option<(Vec<Candidate>, Self)> {
-        let mixes = mixes(problem);
+        let mixes = mixes(problem, length_mix);
         let desks: Vec<Vec<Option<Desk<'_>>>> = mixes
             .iter()
             .map(|(fractions, lengths)| {
@@ -133,6 +143,13 @@ impl Table {
             table[mix].1[at] = levels;
         }
         Some((candidates, Self { mixes: table, dominated }))
+    }
+
+    /// The rows of the `kept` candidates.
+    pub(crate) fn only(&self, kept: &[usize]) -> Self {
+        let rows = |levels: &Levels| kept.iter().map(|at| levels[*at].clone()).collect();
+        let mixes = self.mixes.iter().map(|(fractions, levels)| (fractions.clone(), rows(levels)));
+        Self { mixes: mixes.collect(), dominated: self.dominated.clone() }
     }
 
     /// What a query costs on each model's cheapest replica that keeps the promises alone; where none does, on the cheapest.
@@ -214,7 +231,7 @@ fn dominator(at: usize, candidates: &[Candidate], known: &[Vec<Entry>]) -> Optio
 type Tokens = Vec<(u32, u32)>;
 
 /// Load fractions and, per model, the lengths it sees.
-fn mixes(problem: &Problem) -> Vec<(Vec<f64>, Vec<Tokens>)> {
+fn mixes(problem: &Problem, length_mix: LengthMix) -> Vec<(Vec<f64>, Vec<Tokens>)> {
     let models = problem.models.len();
     let scales = problem.output_scales();
     let of_trace = |model: usize| {
@@ -226,6 +243,13 @@ fn mixes(problem: &Problem) -> Vec<(Vec<f64>, Vec<Tokens>)> {
     };
     let queries = &quality.planning;
     let ids = problem.model_ids();
+    let tokens = |query: usize, model: usize| {
+        problem.tokens(&problem.planning_trace.requests()[0], Some((queries, query)), model, 1.0)
+    };
+    if length_mix == LengthMix::Overall {
+        let of_all = |model: usize| (0..queries.len()).map(|query| tokens(query, model)).collect();
+        return vec![(vec![1.0 / models as f64; models], (0..models).map(of_all).collect())];
+    }
     anchors(models)
         .into_iter()
         .map(|fractions| {
@@ -236,10 +260,7 @@ fn mixes(problem: &Problem) -> Vec<(Vec<f64>, Vec<Tokens>)> {
                 .map(|model| {
                     let routed: Tokens = (0..queries.len())
                         .filter(|query| assignment[*query] == model)
-                        .map(|query| {
-                            let request = &problem.planning_trace.requests()[0];
-                            problem.tokens(request, Some((queries, query)), model, 1.0)
-                        })
+                        .map(|query| tokens(query, model))
                         .collect();
                     if routed.is_empty() { of_trace(model) } else { routed }
                 })

@@ -55,7 +55,7 @@ pub(crate) struct Attempt {
 pub(crate) type Choose<'a> = &'a dyn Fn(&Limits) -> Option<(Choice, Option<f64>)>;
 
 impl Attempt {
-    fn new(
+    pub(crate) fn new(
         search: &Search<'_>,
         routes: &[Route],
         choice: Choice,
