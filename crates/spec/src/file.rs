@@ -24,6 +24,8 @@ pub struct Spec {
     pub budget: Option<UsdPerHour>,
     /// What the plan must stand.
     pub robust: Robust,
+    /// Whether prompts may be computed by other engines than answers, on other GPU types too.
+    pub disaggregate: bool,
 }
 
 /// What a plan must stand besides the traffic it is made for; each on its own.

@@ -318,8 +318,19 @@ fn list(words: &[&str]) -> String {
     }
 }
 
-const KEYS: [&str; 9] =
-    ["apiVersion", "models", "gpus", "traffic", "slo", "quality", "objective", "budget", "robust"];
+const KEYS: [&str; 10] = [
+    "apiVersion",
+    "models",
+    "gpus",
+    "traffic",
+    "slo",
+    "quality",
+    "objective",
+    "budget",
+    "robust",
+    "disaggregate",
+];
+const SWITCH: [(&str, bool); 2] = [("true", true), ("false", false)];
 const OBJECTIVES: [(&str, Objective); 4] = [
     ("min_cost", Objective::MinCost),
     ("max_rate", Objective::MaxRate),
@@ -415,6 +426,8 @@ fn spec(walk: &mut Walk, tree: &Spanned<Tree>) -> Option<Spec> {
         walk.problem(map.place, "this objective needs a budget", hint);
     }
     let robust = map.get("robust").map_or(Robust::USUAL, |tree| robust(walk, tree));
+    let disaggregate =
+        map.get("disaggregate").map_or(Some(false), |tree| walk.word(tree, "disaggregate", &SWITCH));
     Some(Spec {
         models,
         gpus,
@@ -424,6 +437,7 @@ fn spec(walk: &mut Walk, tree: &Spanned<Tree>) -> Option<Spec> {
         objective: objective?,
         budget,
         robust,
+        disaggregate: disaggregate?,
     })
 }
 
@@ -739,6 +753,7 @@ pub fn json_schema() -> Value {
                 "lost_replicas": {"type": "integer", "minimum": 0, "maximum": 100, "description": "stand the loss of this many replicas of any model"},
                 "min_replicas": {"type": "integer", "minimum": 1, "maximum": 100, "description": "replicas of every model that answers, at least"},
             })),
+            "disaggregate": {"type": "boolean", "description": "whether prompts may be computed by other engines than answers, on other GPU types too"},
         }),
     );
     spec["$schema"] = json!("https://json-schema.org/draft/2020-12/schema");
@@ -884,7 +899,7 @@ budget: $40/h
           |
         1 | 
           | ^
-          = help: write `key: value` pairs with `apiVersion`, `models`, `gpus`, `traffic`, `slo`, `quality`, `objective`, `budget` or `robust`
+          = help: write `key: value` pairs with `apiVersion`, `models`, `gpus`, `traffic`, `slo`, `quality`, `objective`, `budget`, `robust` or `disaggregate`
         ");
         insta::assert_snapshot!(errors("models: {a: ["), @r"
         boute.yaml:1:13: not valid YAML: unclosed bracket '['
@@ -930,6 +945,7 @@ budget: $40/h
             ("budget:", "robust: {rate: 0.9}\nbudget:"),
             ("budget:", "robust: {lost_replicas: 1.5}\nbudget:"),
             ("budget:", "robust: {min_replica: 2}\nbudget:"),
+            ("budget:", "disaggregate: maybe\nbudget:"),
             ("H100-SXM:8", "H100-SXM:8, interruptions: 120%"),
         ] {
             assert_ne!(GOOD.replace(from, to), GOOD, "{from}");
@@ -950,7 +966,7 @@ budget: $40/h
 
     #[test]
     fn the_schema_agrees_with_the_parser() {
-        let robust = "robust: {rate: 1.2, lengths: 1.1, lost_replicas: 1, min_replicas: 2}\n";
+        let robust = "robust: {rate: 1.2, lengths: 1.1, lost_replicas: 1, min_replicas: 2}\ndisaggregate: true\n";
         let spot = GOOD.replace("{type: H100-SXM:8}", "{type: H100-SXM:8, interruptions: 5%}");
         for text in [GOOD, EXAMPLE, &format!("{spot}{robust}")] {
             parse_spec("boute.yaml", text).unwrap();
