@@ -105,6 +105,7 @@ pub(crate) fn resolve(
         objective: spec.objective,
         budget: spec.budget.map(UsdPerHour::get),
         robust: spec.robust,
+        disaggregate: spec.disaggregate,
         seed: choices.seed,
         inputs,
         tool_version: env!("CARGO_PKG_VERSION").into(),

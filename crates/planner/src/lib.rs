@@ -12,6 +12,7 @@ pub mod assemble;
 pub mod candidates;
 pub mod database;
 pub mod deployment;
+mod disaggregate;
 mod explain;
 mod infeasible;
 mod neighbours;

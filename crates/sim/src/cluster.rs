@@ -336,8 +336,7 @@ impl<T: StepTime + Clone> Fleet<T> {
         let replica = &self.replicas[outcome.replica as usize];
         let Some(chosen) = self.least_backlog(replica.second.clone()) else { return };
         let RequestOutcome { input_tokens, output_tokens, .. } = outcome;
-        let request =
-            EngineRequest { id: id as u64, input_tokens, output_tokens, hash_ids: Box::default() };
+        let request = EngineRequest { id: id as u64, input_tokens, output_tokens, hash_ids: Box::default() };
         let member = &mut self.members[chosen];
         member.backlog += u64::from(expected);
         let taken = member.engine.receive(now, request);

@@ -64,8 +64,7 @@ pub fn replica_of(
     let prefill_gpu = named(&prefill.gpu);
     let step_time = engine_model(model, prefill_gpu, (prefill.tp, prefill.pp), &prefill.engine)?;
     let prompts = step_time.prompt_tokens_per_s(share.mean_prompt_tokens.max(1.0) as u32);
-    let seconds =
-        |side: &ReplicaModel, gpu: &Gpu| side.memory().kv_bytes_per_token / gpu.network_bytes_per_s;
+    let seconds = |side: &ReplicaModel, gpu: &Gpu| side.memory().kv_bytes_per_token / gpu.network_bytes_per_s;
     let transfer_s = seconds(&step_time, prefill_gpu).max(seconds(&spec.step_time, gpu));
     Ok(ReplicaSpec {
         speed: ReplicaSpeed {
@@ -122,12 +121,7 @@ fn engine_model(
 
 /// What the balancer knows of a replica: its speed at the load it is planned to carry. By Little's law b sequences decode
 /// at once when b = rate · answer · step(b).
-fn speed(
-    model: &ReplicaModel,
-    engine: &EngineFlags,
-    rate: f64,
-    share: &ModelShare,
-) -> ReplicaSpeed {
+fn speed(model: &ReplicaModel, engine: &EngineFlags, rate: f64, share: &ModelShare) -> ReplicaSpeed {
     let (prompt, answer) = (share.mean_prompt_tokens.max(1.0), share.mean_answer_tokens.max(1.0));
     let context = (prompt + answer / 2.0) as u64;
     let mut decodes = FEWEST_DECODES;

@@ -966,7 +966,8 @@ budget: $40/h
 
     #[test]
     fn the_schema_agrees_with_the_parser() {
-        let robust = "robust: {rate: 1.2, lengths: 1.1, lost_replicas: 1, min_replicas: 2}\ndisaggregate: true\n";
+        let robust =
+            "robust: {rate: 1.2, lengths: 1.1, lost_replicas: 1, min_replicas: 2}\ndisaggregate: true\n";
         let spot = GOOD.replace("{type: H100-SXM:8}", "{type: H100-SXM:8, interruptions: 5%}");
         for text in [GOOD, EXAMPLE, &format!("{spot}{robust}")] {
             parse_spec("boute.yaml", text).unwrap();

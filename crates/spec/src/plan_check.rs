@@ -396,11 +396,21 @@ mod tests {
             it.prefill.tp = 16;
             it.prefill.kv_cache_tokens = 0;
             it.prefill.engine.max_num_seqs = 0;
-        })), @r"");
+        })), @r"
+        the plan does not hold together:
+          - group `llama-3.1-70b-a100-80gb-tp4` has no KV cache
+          - group `llama-3.1-70b-a100-80gb-tp4`: TP 16 × PP 1 cannot be, a node has 8 GPUs
+          - group `llama-3.1-70b-a100-80gb-tp4`: an engine limit is zero, so it would answer nothing
+          - group `llama-3.1-70b-a100-80gb-tp4`: no engine decodes
+        ");
         insta::assert_snapshot!(problems(|draft| split(draft, &|it| {
             it.prefill.instances = u32::MAX;
             it.prefill.gpu = "abacus".into();
-        })), @r"");
+        })), @r"
+        the plan does not hold together:
+          - group `llama-3.1-70b-a100-80gb-tp4` runs on `abacus`, which is not among `gpus`
+          - group `llama-3.1-70b-a100-80gb-tp4` has more GPUs than can be counted
+        ");
     }
 
     #[test]

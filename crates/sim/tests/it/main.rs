@@ -9,7 +9,8 @@ use boute_perf::{Batch, StepTime};
 use boute_router::balance::ReplicaSpeed;
 use boute_router::decide::Decider;
 use boute_sim::{
-    Disaggregation, Engine, EngineConfig, EngineEvent, EngineRequest, ReplicaSpec, Request, simulate, simulate_closed_loop,
+    Disaggregation, Engine, EngineConfig, EngineEvent, EngineRequest, ReplicaSpec, Request, simulate,
+    simulate_closed_loop,
 };
 use boute_spec::slo::Metric;
 use boute_spec::units::SimTime;

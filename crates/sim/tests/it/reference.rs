@@ -42,7 +42,8 @@ pub(crate) fn run(
         let (input, output) = (u64::from(input), u64::from(output));
         let received = received(id);
         let generated = u64::from(received);
-        arrivals.push((at, Sequence { id, input, output, generated, computed: 0, decoding: false, received }));
+        arrivals
+            .push((at, Sequence { id, input, output, generated, computed: 0, decoding: false, received }));
     }
     let (mut now, mut next) = (0, 0);
     let (mut waiting, mut running): (Vec<Sequence>, Vec<Sequence>) = (Vec::new(), Vec::new());
