@@ -331,7 +331,7 @@ pub fn in_words(deployment: &Deployment) -> String {
             };
             let on = match &group.instances()[..] {
                 [prefill, decode] => format!(
-                    "({} {} that prefill + {} {} that decode)",
+                    "{} of {} that prefill for {} of {}",
                     prefill.count,
                     gpus(prefill),
                     decode.count,

@@ -610,7 +610,7 @@ fn named(candidate: &Candidate) -> String {
         || engine(&candidate.config),
         |it| {
             let (prefill, decode) = (engine(&it.config), engine(&candidate.config));
-            format!("{} {prefill} that prefill + {} {decode} that decode", it.instances, it.decode_instances)
+            format!("{} of {prefill} that prefill for {} of {decode}", it.instances, it.decode_instances)
         },
     );
     format!("{} on {on}", candidate.config.model.id)

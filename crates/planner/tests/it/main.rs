@@ -3,6 +3,7 @@
 
 mod blackbox;
 mod classical;
+mod disaggregate;
 mod explain;
 
 use boute_planner::candidates::candidates;
