@@ -66,6 +66,12 @@ impl Candidate {
         })
     }
 
+    /// Whether there are GPUs for one replica.
+    pub(crate) fn in_stock(&self, problem: &Problem) -> bool {
+        let mut offers = problem.offers.iter().enumerate();
+        offers.all(|(offer, it)| it.stock.is_none_or(|stock| self.gpus_on(offer) <= stock))
+    }
+
     /// The offer of the engines that compute its prompts, if it is disaggregated.
     pub fn prefill_offer(&self) -> Option<usize> {
         self.prefill.as_ref().map(|prefill| prefill.offer)

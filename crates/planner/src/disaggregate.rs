@@ -11,7 +11,9 @@
 //! rent per request, rent per replica (small replicas fit a load better) and time of a prompt. Which of them is worth it
 //! under real traffic the table says.
 
-use boute_mobo::pareto::non_dominated;
+use std::collections::BTreeMap;
+
+use boute_mobo::pareto::{dominates, non_dominated};
 use boute_perf::{Batch, Calibration, ReplicaModel, StepTime};
 use boute_spec::slo::Metric;
 
@@ -38,7 +40,7 @@ struct Pair<'a> {
     prefill: &'a Candidate,
     decode: &'a Candidate,
     ratio: (u32, u32),
-    /// Rent per request per second and per replica, seconds of a prompt.
+    /// Rent of a request per second, rent of a replica, and seconds of a prompt: the less, the better.
     worth: Vec<f64>,
 }
 
@@ -50,26 +52,18 @@ pub(crate) fn disaggregated(
 ) -> Vec<Candidate> {
     let of_model = |model: usize| {
         let means = means(model)?;
-        let own = || engines.iter().filter(move |candidate| candidate.model == model);
-        let prefills = useful(own().filter_map(|candidate| prefill_side(problem, candidate, means)));
-        let decodes = useful(own().filter_map(|candidate| decode_side(problem, candidate, means)));
-        let mut pairs: Vec<Pair<'_>> = Vec::new();
-        let types = 0..problem.offers.len();
-        for (first, second) in
-            types.clone().flat_map(|first| types.clone().map(move |second| (first, second)))
-        {
-            let on = |sides: &[Side<'_>], offer: usize| -> Vec<usize> {
-                (0..sides.len()).filter(|at| sides[*at].candidate.offer == offer).collect()
-            };
-            let decoding = on(&decodes, second);
-            let all = on(&prefills, first).into_iter().flat_map(|prefill| {
-                decoding
-                    .iter()
-                    .filter_map(|decode| pair(problem, &prefills[prefill], &decodes[*decode]))
-                    .collect::<Vec<_>>()
-            });
-            pairs.extend(best(all.collect(), PER_TYPES));
+        let own = engines.iter().filter(|candidate| candidate.model == model);
+        let prefills = useful(own.clone().filter_map(|candidate| prefill_side(problem, candidate, means)));
+        let decodes = useful(own.filter_map(|candidate| decode_side(problem, candidate, means)));
+        let mut by_types: BTreeMap<(usize, usize), Vec<Pair<'_>>> = BTreeMap::new();
+        for prefill in &prefills {
+            for decode in &decodes {
+                let types = (prefill.candidate.offer, decode.candidate.offer);
+                by_types.entry(types).or_default().extend(pair(problem, prefill, decode));
+            }
         }
+        let mut pairs: Vec<Pair<'_>> =
+            by_types.into_values().flat_map(|pairs| best(pairs, PER_TYPES)).collect();
         pairs.sort_by(|a, b| a.worth[0].total_cmp(&b.worth[0]));
         pairs.truncate(PER_MODEL);
         Some(pairs.iter().map(candidate).collect::<Vec<_>>())
@@ -140,7 +134,7 @@ fn useful<'a>(sides: impl Iterator<Item = Side<'a>>) -> Vec<Side<'a>> {
     let worth = |side: &Side<'_>| vec![side.candidate.usd_per_hour / side.rate, side.seconds];
     let beaten = |side: &Side<'_>| {
         let rivals = sides.iter().filter(|it| it.candidate.offer == side.candidate.offer);
-        rivals.map(worth).any(|rival| boute_mobo::pareto::dominates(&rival, &worth(side)))
+        rivals.map(worth).any(|rival| dominates(&rival, &worth(side)))
     };
     let kept: Vec<bool> = sides.iter().map(|side| !beaten(side)).collect();
     sides.into_iter().zip(kept).filter(|(_, kept)| *kept).map(|(side, _)| side).collect()
@@ -152,15 +146,11 @@ fn pair<'a>(problem: &Problem, prefill: &Side<'a>, decode: &Side<'a>) -> Option<
         let (x, y) = (f64::from(ratio.0), f64::from(ratio.1));
         let usd = x * prefill.candidate.usd_per_hour + y * decode.candidate.usd_per_hour;
         let rate = (x * prefill.rate).min(y * decode.rate);
-        let (prefill_of, decode_of) = (prefill.candidate, decode.candidate);
-        Pair { prefill: prefill_of, decode: decode_of, ratio, worth: vec![usd / rate, usd, prefill.seconds] }
+        let worth = vec![usd / rate, usd, prefill.seconds];
+        Pair { prefill: prefill.candidate, decode: decode.candidate, ratio, worth }
     };
-    let in_stock = |pair: &Pair<'_>| {
-        let candidate = candidate(pair);
-        let mut offers = problem.offers.iter().enumerate();
-        offers.all(|(offer, it)| it.stock.is_none_or(|stock| candidate.gpus_on(offer) <= stock))
-    };
-    RATIOS.into_iter().map(in_ratio).filter(in_stock).min_by(|a, b| a.worth[0].total_cmp(&b.worth[0]))
+    let in_stock = RATIOS.into_iter().map(in_ratio).filter(|pair| candidate(pair).in_stock(problem));
+    in_stock.min_by(|a, b| a.worth[0].total_cmp(&b.worth[0]))
 }
 
 /// The pairs that none beats, the `most` with the least rent per request.

@@ -458,11 +458,7 @@ impl Ground<'_> {
         }
         let of = |at: &usize| &self.search.candidates[*at];
         let fewest = required.iter().map(|at| of(at).gpus()).min().unwrap_or_default();
-        let offered = |at: &usize| {
-            let mut offers = problem.offers.iter().enumerate();
-            offers.all(|(offer, it)| it.stock.is_none_or(|stock| of(at).gpus_on(offer) <= stock))
-        };
-        if !required.iter().any(offered) {
+        if !required.iter().any(|at| of(at).in_stock(problem)) {
             let names: Vec<String> = required.iter().map(|at| of(at).config.gpu.name.clone()).collect();
             let name = names.first().cloned().unwrap_or_default();
             reasons.push(format!("no stock: a replica takes {fewest} {name} at least"));

@@ -144,7 +144,16 @@ impl<'a> Prepared<'a> {
         let upholder =
             Upholder { search, routes: &self.routes, goal: goal_of(self.problem.objective), progress };
         let chosen = |limits: &Limits| choose(search, &self.routes, strategy, limits, progress);
-        Ok(improved(&upholder, strategy, attempt, &chosen))
+        let best = improved(&upholder, strategy, attempt, &chosen);
+        let optimises = matches!(self.problem.objective, Objective::MinCost | Objective::MaxRate);
+        let mut used = best.choice.fleet.replicas.iter();
+        if strategy == Strategy::Default
+            && optimises
+            && used.any(|(column, _)| self.candidates[column.candidate].prefill.is_some())
+        {
+            return Ok(self.best_quality_of(search, &upholder, best));
+        }
+        Ok(best)
     }
 
     fn attempt_on(

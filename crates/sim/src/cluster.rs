@@ -314,7 +314,8 @@ impl<T: StepTime + Clone> Fleet<T> {
                         let prefills = replica.first.contains(&at);
                         member.backlog -= u64::from(if prefills { outcome.input_tokens } else { expected });
                         if prefills && outcome.output_tokens > 1 {
-                            let time = SimTime(it.transfer_time.0 * u64::from(outcome.input_tokens));
+                            let tokens = u64::from(outcome.input_tokens);
+                            let time = SimTime(it.transfer_time.0.saturating_mul(tokens));
                             member.sent = end.max(member.sent) + time;
                             self.transfers.push(Reverse((member.sent, id as usize)));
                             continue;

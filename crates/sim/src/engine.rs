@@ -230,8 +230,9 @@ impl<T: StepTime> Engine<T> {
     ///
     /// # Errors
     /// If the request is larger than the whole KV cache.
-    pub fn receive(&mut self, now: SimTime, request: EngineRequest) -> Result<(), Refused> {
-        self.queue(now, EngineRequest { hash_ids: Box::default(), ..request }, true)
+    pub fn receive(&mut self, now: SimTime, mut request: EngineRequest) -> Result<(), Refused> {
+        request.hash_ids = Box::default();
+        self.queue(now, request, true)
     }
 
     fn queue(&mut self, now: SimTime, request: EngineRequest, received: bool) -> Result<(), Refused> {

@@ -81,6 +81,8 @@ pub struct GpuEntry {
     pub price: Option<UsdPerHour>,
     /// Bandwidth between two GPUs of a node, one direction, as this host has it; the catalogue's if `None`.
     pub link: Option<BytesPerSecond>,
+    /// Bandwidth of one GPU to other nodes, one direction; the catalogue's if `None`.
+    pub network: Option<BytesPerSecond>,
     /// Spot capacity: the chance that a replica on it is taken away within an hour; never if `None`.
     pub interruptions: Option<Fraction>,
 }

@@ -507,7 +507,8 @@ fn gpus(walk: &mut Walk, map: &Map<'_>) -> Vec<GpuEntry> {
     };
     let mut gpus: Vec<GpuEntry> = Vec::new();
     for item in walk.items(tree, "gpus", example) {
-        let map = walk.map(item, "a GPU type", &["type", "stock", "price", "link", "interruptions"]);
+        let map =
+            walk.map(item, "a GPU type", &["type", "stock", "price", "link", "network", "interruptions"]);
         let Some(kind) = map.get("type") else {
             walk.missing(&map, "type", "L40S");
             continue;
@@ -526,6 +527,10 @@ fn gpus(walk: &mut Walk, map: &Map<'_>) -> Vec<GpuEntry> {
             let hint = "give what two GPUs of a node exchange, one direction, such as nvbandwidth measures";
             walk.positive(tree, ("link", "25GB/s"), "the bandwidth", hint)
         });
+        let network = map.get("network").and_then(|tree| {
+            let hint = "give what one GPU sends to another node: the node's network divided by its GPUs";
+            walk.positive(tree, ("network", "12.5GB/s"), "the bandwidth", hint)
+        });
         let interruptions =
             map.get("interruptions").and_then(|tree| walk.parsed(tree, "interruptions", "5%", true));
         match Catalog::builtin().gpu(&name) {
@@ -538,7 +543,9 @@ fn gpus(walk: &mut Walk, map: &Map<'_>) -> Vec<GpuEntry> {
                 let hint = "add the two stocks up into one entry";
                 walk.problem(place_of(kind), format!("the GPU type `{name}` is listed twice"), hint);
             }
-            Ok(gpu) => gpus.push(GpuEntry { gpu: gpu.name.clone(), stock, price, link, interruptions }),
+            Ok(gpu) => {
+                gpus.push(GpuEntry { gpu: gpu.name.clone(), stock, price, link, network, interruptions });
+            }
         }
     }
     gpus
@@ -731,6 +738,7 @@ pub fn json_schema() -> Value {
                 "stock": {"anyOf": [{"type": "integer", "minimum": 0}, matching("^(unknown|\\+?[0-9]+)$".into(), "GPUs to be had, or `unknown`")]},
                 "price": money,
                 "link": quantity("", "MB/s|GB/s|TB/s", "bandwidth between two GPUs of a node, one direction, such as 25GB/s"),
+                "network": quantity("", "MB/s|GB/s|TB/s", "bandwidth of one GPU to other nodes, one direction, such as 12.5GB/s"),
                 "interruptions": {"anyOf": [share, quantity("", "%?", "spot capacity: the chance that a replica is taken away within an hour, such as 5%")]},
             }))),
             "traffic": object(&["trace"], json!({
@@ -947,6 +955,7 @@ budget: $40/h
             ("budget:", "robust: {min_replica: 2}\nbudget:"),
             ("budget:", "disaggregate: maybe\nbudget:"),
             ("H100-SXM:8", "H100-SXM:8, interruptions: 120%"),
+            ("H100-SXM:8", "H100-SXM:8, network: 0GB/s"),
         ] {
             assert_ne!(GOOD.replace(from, to), GOOD, "{from}");
             let text = errors(&GOOD.replace(from, to));
@@ -968,7 +977,8 @@ budget: $40/h
     fn the_schema_agrees_with_the_parser() {
         let robust =
             "robust: {rate: 1.2, lengths: 1.1, lost_replicas: 1, min_replicas: 2}\ndisaggregate: true\n";
-        let spot = GOOD.replace("{type: H100-SXM:8}", "{type: H100-SXM:8, interruptions: 5%}");
+        let spot =
+            GOOD.replace("{type: H100-SXM:8}", "{type: H100-SXM:8, interruptions: 5%, network: 12.5GB/s}");
         for text in [GOOD, EXAMPLE, &format!("{spot}{robust}")] {
             parse_spec("boute.yaml", text).unwrap();
             assert!(schema_takes(text), "{text}");

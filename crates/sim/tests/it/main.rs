@@ -8,12 +8,15 @@ mod reference;
 use boute_perf::{Batch, StepTime};
 use boute_router::balance::ReplicaSpeed;
 use boute_router::decide::Decider;
+use boute_sim::fleet::replica_of;
 use boute_sim::{
     Disaggregation, Engine, EngineConfig, EngineEvent, EngineRequest, ReplicaSpec, Request, simulate,
     simulate_closed_loop,
 };
+use boute_spec::catalog::Catalog;
+use boute_spec::plan::{Disaggregated, EngineFlags, ModelShare, PrefillInstances, ReplicaGroup};
 use boute_spec::slo::Metric;
-use boute_spec::units::SimTime;
+use boute_spec::units::{Fraction, RequestsPerSecond, SimTime, UsdPerHour};
 use proptest::prelude::*;
 
 /// Affine in everything, in picoseconds.
@@ -351,6 +354,65 @@ fn a_lone_request_waits_for_its_kv_cache_once() {
     assert_eq!(free.ttft, EXACT.step_time(&prompt) + SimTime(5));
     assert_eq!(free.e2e, free.ttft + EXACT.decode_time(1, 100, 4));
     assert_eq!((slow.ttft, slow.e2e), (free.ttft, free.e2e + SimTime(100 * 1_000_000)));
+}
+
+#[test]
+fn a_kv_cache_crosses_the_slower_link_in_as_many_parts_as_gpus_hold_it() {
+    let catalog = Catalog::builtin();
+    let gpus = ["L40S", "H100-SXM"].map(|name| catalog.gpu(name).unwrap().clone());
+    let model = catalog.model("llama-3.1-8b").unwrap();
+    let engine = EngineFlags {
+        max_num_seqs: 64,
+        max_num_batched_tokens: 2048,
+        gpu_memory_utilization: 0.9,
+        max_model_len: 4096,
+        enable_prefix_caching: false,
+    };
+    let share = ModelShare {
+        model: model.id.clone(),
+        load_fraction: Fraction::new(1.0).unwrap(),
+        quality: Fraction::default(),
+        output_length_scale: 1.0,
+        mean_prompt_tokens: 1000.0,
+        mean_answer_tokens: 100.0,
+    };
+    let group = |tp, prefill_tp, instances| ReplicaGroup {
+        id: "group".into(),
+        model: model.id.clone(),
+        gpu: "H100-SXM".into(),
+        tp,
+        pp: 1,
+        replicas: 1,
+        usd_per_hour: UsdPerHour::default(),
+        planned_rate_per_replica: RequestsPerSecond::new(2.0).unwrap(),
+        kv_cache_tokens: 100_000,
+        engine: engine.clone(),
+        disaggregated: Some(Disaggregated {
+            decode_instances: 1,
+            prefill: PrefillInstances {
+                instances,
+                gpu: "L40S".into(),
+                tp: prefill_tp,
+                pp: 1,
+                kv_cache_tokens: 100_000,
+                engine: engine.clone(),
+            },
+        }),
+    };
+    let replica = |group: &ReplicaGroup| replica_of(group, model, &gpus, 0, &share).unwrap();
+    // 8 KV heads of 128 elements, keys and values in 16 bits, in 32 layers.
+    let bytes = 2.0 * 2.0 * 8.0 * 128.0 * 32.0;
+    let [slow, fast] = [&gpus[0], &gpus[1]].map(|gpu| gpu.network_bytes_per_s);
+    for (tp, prefill_tp) in [(1, 1), (1, 2), (4, 1), (1, 8)] {
+        let group = group(tp, prefill_tp, 1);
+        let expected = (bytes / f64::from(prefill_tp) / slow).max(bytes / f64::from(tp) / fast);
+        let transfer_s = replica(&group).disaggregated.unwrap().transfer_time.seconds();
+        assert!((transfer_s - expected).abs() < 2e-12, "{tp} {prefill_tp}: {transfer_s} {expected}");
+    }
+    // The balancer sees the prompt speed of all that prefill, and the answer speed of the one that decodes.
+    let [one, three] = [1, 3].map(|instances| replica(&group(1, 1, instances)).speed);
+    assert!((three.prompt_tokens_per_s / one.prompt_tokens_per_s - 3.0).abs() < 1e-9);
+    assert_eq!(three.answer_tokens_per_s, one.answer_tokens_per_s);
 }
 
 #[test]
