@@ -165,11 +165,10 @@ fn proxy_script(
     );
     for (replica, port) in (0..).zip(proxies) {
         let side = |(ports, count): &(Range<u32>, u32), name: &str, host: &str| {
-            let own: Vec<u32> =
-                ports.clone().skip((replica * count) as usize).take(*count as usize).collect();
-            let hosts: String = own.iter().map(|_| format!(" \"${{{host}:-127.0.0.1}}\"")).collect();
-            let ports: String = own.iter().map(|port| format!(" {port}")).collect();
-            format!("--{name}-hosts{hosts} --{name}-ports{ports}")
+            let own = ports.clone().skip((replica * count) as usize).take(*count as usize);
+            let ports: Vec<String> = own.map(|port| port.to_string()).collect();
+            let hosts = vec![format!("\"${{{host}:-127.0.0.1}}\""); ports.len()];
+            format!("--{name}-hosts {} --{name}-ports {}", hosts.join(" "), ports.join(" "))
         };
         let _ = writeln!(
             script,

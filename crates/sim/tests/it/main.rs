@@ -214,15 +214,15 @@ fn replica(model: usize, scale: u64, config: EngineConfig) -> ReplicaSpec<Affine
 }
 
 /// The same behind engines that compute its prompts.
-fn split(decode: ReplicaSpec<Affine>, instances: (u32, u32), transfer_time: u64) -> ReplicaSpec<Affine> {
-    let disaggregated = Some(Disaggregation {
+fn split(mut replica: ReplicaSpec<Affine>, instances: (u32, u32), transfer_time: u64) -> ReplicaSpec<Affine> {
+    replica.disaggregated = Some(Disaggregation {
         prefill_instances: instances.0,
         decode_instances: instances.1,
-        config: decode.config,
-        step_time: decode.step_time,
+        config: replica.config,
+        step_time: replica.step_time,
         transfer_time: SimTime(transfer_time),
     });
-    ReplicaSpec { disaggregated, ..decode }
+    replica
 }
 
 /// Replicas of several kinds that all run model 0, some of them disaggregated.
