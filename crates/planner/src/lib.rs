@@ -13,6 +13,7 @@ mod attribution;
 pub mod candidates;
 pub mod database;
 pub mod deployment;
+mod disaggregate;
 mod explain;
 mod infeasible;
 mod neighbours;

@@ -116,7 +116,8 @@ impl<'a> Prepared<'a> {
 
     /// The searches over it.
     pub fn search(&self) -> Search<'_> {
-        Search { problem: self.problem, candidates: &self.candidates, table: &self.table }
+        let disaggregate = self.candidates.iter().any(|candidate| candidate.prefill.is_some());
+        Search { problem: self.problem, candidates: &self.candidates, table: &self.table, disaggregate }
     }
 
     /// The routes, admissible or not.
@@ -171,7 +172,40 @@ impl<'a> Prepared<'a> {
         finish(self.attempt(&search, strategy, earlier, progress)?, &search, self, strategy, around)
     }
 
+    /// What a strategy comes to. Those that prove something are then asked whether disaggregated replicas make a better plan,
+    /// so that one that allows them is never worse than one that does not.
     pub(crate) fn attempt(
+        &self,
+        search: &Search<'_>,
+        strategy: Strategy,
+        earlier: Option<&Plan>,
+        progress: Progress<'_>,
+    ) -> Result<Attempt, PlanError> {
+        let without = Search { disaggregate: false, ..*search };
+        let found = self.attempt_on(&without, strategy, earlier, progress);
+        if !search.disaggregate || !matches!(strategy, Strategy::Default | Strategy::Exact) {
+            return found;
+        }
+        let attempt = match found {
+            Err(PlanError::Infeasible(_)) => return self.attempt_on(search, strategy, None, progress),
+            // What bounds fewer candidates bounds nothing here.
+            found => Attempt { bound: None, ..found? },
+        };
+        let upholder = Upholder::new(search, &self.routes, goal_of(self.problem.objective), progress);
+        let chosen = |limits: &Limits| choose(search, &self.routes, strategy, limits, progress);
+        let best = improved(&upholder, strategy, attempt, &chosen);
+        let optimises = matches!(self.problem.objective, Objective::MinCost | Objective::MaxRate);
+        let mut used = best.choice.fleet.replicas.iter();
+        if strategy == Strategy::Default
+            && optimises
+            && used.any(|(column, _)| self.candidates[column.candidate].prefill.is_some())
+        {
+            return Ok(self.best_quality_of(search, &upholder, best));
+        }
+        Ok(best)
+    }
+
+    fn attempt_on(
         &self,
         search: &Search<'_>,
         strategy: Strategy,

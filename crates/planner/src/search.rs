@@ -23,6 +23,7 @@ pub struct Choice {
 }
 
 /// Everything a search needs.
+#[derive(Clone, Copy)]
 pub struct Search<'a> {
     /// The problem.
     pub problem: &'a Problem,
@@ -30,6 +31,8 @@ pub struct Search<'a> {
     pub candidates: &'a [Candidate],
     /// How they do.
     pub table: &'a Table,
+    /// Whether disaggregated ones may be used.
+    pub disaggregate: bool,
 }
 
 impl Search<'_> {
@@ -40,7 +43,7 @@ impl Search<'_> {
             budget: self.problem.budget,
             stock: self.problem.offers.iter().map(|offer| offer.stock).collect(),
             looser: false,
-            allowed: vec![true; self.candidates.len()],
+            allowed: self.candidates.iter().map(|it| self.disaggregate || it.prefill.is_none()).collect(),
             beat: None,
             margins: vec![self.least_margin(); self.problem.models.len()],
             required: Vec::new(),

@@ -11,11 +11,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use boute_perf::{Calibration, ReplicaModel};
+use boute_perf::interval::Spread;
+use boute_perf::{Calibration, ReplicaConfig, ReplicaModel};
 use boute_router::decide::Decider;
 use boute_router::policy::{assign, policy_for_fractions};
-use boute_sim::fleet::replica;
+use boute_sim::fleet::replica_of;
 use boute_sim::{ReplicaSpec, Request, simulate};
+use boute_spec::catalog::Source;
 use boute_spec::file::Lengths;
 use boute_spec::outcome::RequestOutcome;
 use boute_spec::slo::{Metric, SloTarget};
@@ -26,6 +28,7 @@ use rayon::prelude::*;
 
 use crate::candidates::{Candidate, share_for};
 use crate::database::{Book, Database, Entry, Record, StreamDigest, replica_digest};
+use crate::disaggregate::disaggregated;
 use crate::problem::{Problem, Progress, Step};
 
 /// Loads, as shares of what the replica carries when a batch of requests comes at once; with the last of them running
@@ -130,7 +133,11 @@ impl Table {
                 None => kept.push(candidate),
             }
         }
-        let candidates = kept;
+        let mut candidates = kept;
+        if problem.disaggregate {
+            let means = |model: usize| desks.iter().find_map(|desks| Some(desks[model].as_ref()?.means));
+            candidates.extend(disaggregated(problem, &candidates, means));
+        }
         let pairs = jobs(&candidates);
         let message = "simulating replica configurations";
         let levels = at_desks(&desks, &candidates, &pairs, message, progress, Desk::levels);
@@ -152,8 +159,8 @@ impl Table {
         Self { mixes: mixes.collect(), dominated: self.dominated.clone() }
     }
 
-    /// What a query costs on each model's cheapest replica that keeps the promises alone; where none does, on the cheapest.
-    /// `None` for a model that runs nowhere.
+    /// What a query costs on each model's cheapest replica of one engine that keeps the promises alone; where none does, on
+    /// the cheapest. `None` for a model that runs nowhere.
     pub fn usd_per_query(&self, problem: &Problem, candidates: &[Candidate]) -> Vec<Option<f64>> {
         let keeps = |level: &&Level| {
             let allowed = problem.slo.iter().map(|target| 1.0 - target.percentile.share());
@@ -163,7 +170,7 @@ impl Table {
             self.mixes
                 .iter()
                 .flat_map(|(_, levels)| candidates.iter().zip(levels))
-                .filter(|(candidate, _)| candidate.model == model)
+                .filter(|(candidate, _)| candidate.model == model && candidate.prefill.is_none())
                 .flat_map(|(candidate, levels)| {
                     let usable = levels.iter().filter(|level| !keeping || keeps(level));
                     usable.map(|level| candidate.usd_per_hour / 3600.0 / level.rate)
@@ -301,13 +308,13 @@ impl<'a> Desk<'a> {
 
     fn replica(&self, candidate: &Candidate) -> ReplicaSpec<ReplicaModel> {
         let share = share_for(candidate.config.model.id.clone(), self.means.0, self.means.1);
-        replica(&candidate.group(1, 0.0), &candidate.config.model, &candidate.config.gpu, 0, &share)
+        replica_of(&candidate.group(1, 0.0), &candidate.config.model, &candidate.gpu_types(), 0, &share)
             .expect("candidates fit")
     }
 
     /// What is known of a candidate; its capacity and its speed alone are measured if nothing is.
     fn entry(&self, candidate: &Candidate) -> Entry {
-        let name = replica_digest(&candidate.config);
+        let name = replica_digest(candidate);
         self.book.entry(&name).unwrap_or_else(|| {
             let spec = self.replica(candidate);
             let lengths = || cycle(self.problem, self.tokens);
@@ -369,7 +376,7 @@ impl<'a> Desk<'a> {
             }
         }
         if entry.records.len() > before {
-            self.book.put(&replica_digest(&candidate.config), entry);
+            self.book.put(&replica_digest(candidate), entry);
         }
         levels
     }
@@ -447,12 +454,19 @@ fn level(problem: &Problem, model: usize, rate: f64, record: &Record) -> Level {
     }
 }
 
-/// How far off predictions for a candidate may be.
-pub(crate) fn spread_of(candidate: &Candidate) -> boute_perf::interval::Spread {
-    Calibration::builtin().spread(candidate.config.kind(source_of(candidate)))
+/// How far off predictions for a candidate may be: its TTFT as that of the engines that compute prompts.
+pub(crate) fn spread_of(candidate: &Candidate) -> Spread {
+    let of = |config: &ReplicaConfig| {
+        let calibration = Calibration::builtin();
+        calibration.spread(config.kind(calibration.source(&config.gpu)))
+    };
+    let own = of(&candidate.config);
+    candidate.prefill.as_ref().map_or(own, |prefill| Spread { ttft: of(&prefill.config).ttft, ..own })
 }
 
-/// Whether the calibration of a candidate was measured; kept here with the other uses of the cost model.
-pub(crate) fn source_of(candidate: &Candidate) -> boute_spec::catalog::Source {
-    Calibration::builtin().source(&candidate.config.gpu)
+/// Whether the calibration of a candidate was measured, the worst of its engines'; kept here with the other uses of the
+/// cost model.
+pub(crate) fn source_of(candidate: &Candidate) -> Source {
+    let source = |config: &ReplicaConfig| Calibration::builtin().source(&config.gpu);
+    candidate.configs().map(source).max().unwrap_or(Source::Assumed)
 }

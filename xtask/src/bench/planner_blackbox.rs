@@ -75,6 +75,7 @@ pub(crate) fn paper_like_problem() -> Result<Problem, String> {
         objective: spec.objective,
         budget: spec.budget.map(UsdPerHour::get),
         robust: spec.robust,
+        disaggregate: spec.disaggregate,
         seed: 0,
         inputs: Vec::new(),
         tool_version: String::new(),

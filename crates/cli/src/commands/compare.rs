@@ -293,6 +293,7 @@ impl Maker<'_> {
             objective: boute_spec::plan::Objective::MinCost,
             budget: None,
             robust: Robust::USUAL,
+            disaggregate: false,
         };
         let open = |name: &str| Input::read(&beside(self.path, name));
         let choices = self.args.choices(cell.seed);

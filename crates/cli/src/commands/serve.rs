@@ -54,6 +54,15 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
             Some((plan, scorer))
         }
     };
+    if let Some((plan, _)) = loaded.as_ref().filter(|_| args.emulate)
+        && let Some(group) = plan.deployment.groups.iter().find(|group| group.disaggregated.is_some())
+    {
+        return Err(Failure::input(
+            format_args!("group `{}` is disaggregated, and no engine is emulated in two parts", group.id),
+            "`boute simulate` says what it does; on GPUs, run what `boute export shell` writes; or plan without \
+             `disaggregate`",
+        ));
+    }
     if !args.emulate && args.replicas.is_empty() {
         let hint = "name live engines with `--replica MODEL=URL`, or add `--emulate` to a plan";
         return Err(Failure::input("there is nothing to send requests to", hint));
