@@ -32,9 +32,11 @@ use crate::disaggregate::disaggregated;
 use crate::problem::{Problem, Progress, Step};
 
 /// Loads, as shares of what the replica carries when a batch of requests comes at once; with the last of them running
-/// out alone, that is less than it carries under a stream.
-const LOADS: [f64; 16] =
-    [0.05, 0.12, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.78, 0.86, 0.93, 1.0, 1.08, 1.17, 1.28, 1.4];
+/// out alone, that is less than it carries under a stream, the more so the longer some answers are.
+const LOADS: [f64; 23] = [
+    0.05, 0.12, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.78, 0.86, 0.93, 1.0, 1.08, 1.17, 1.28, 1.4, 1.55, 1.75, 2.0,
+    2.3, 2.7, 3.2, 4.0,
+];
 /// Requests of one simulation: enough of the trace that its busy stretches are in.
 const REQUESTS: usize = 4_000;
 /// Beyond a load at which more than this share of requests is over some limit, higher loads are not simulated.

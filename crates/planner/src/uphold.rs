@@ -32,8 +32,11 @@ const MOST_RAISES: u32 = 40;
 const STEPS: (f64, f64) = (0.02, 0.12);
 /// How exactly the rate of a fleet is found.
 const CLOSE: f64 = 0.01;
-/// Rates are sought from this to this part of what the table promises.
-const RATES: (f64, f64) = (0.5, 1.2);
+/// A rate is sought up or down from what the table promises in steps of this part of it, each this many times the last.
+const RATE_STEP: f64 = 0.04;
+const LONGER: f64 = 1.5;
+/// It is not sought below this part of what the table promises, nor expected above that.
+const RATES: (f64, f64) = (0.5, 1.5);
 
 /// A choice, simulated.
 pub(crate) struct Attempt {
@@ -359,14 +362,16 @@ impl<'a> Upholder<'a> {
             return None;
         }
         let promised = choice.fleet.value;
-        let (mut low, mut high) = (RATES.0 * promised, RATES.1 * promised);
+        let least = RATES.0 * promised;
+        let (mut low, mut high) = (least, f64::INFINITY);
         let mut rate = than.map_or(promised, |than| than * (1.0 + CLOSE));
-        if rate >= high {
+        if rate >= RATES.1 * promised {
             return None;
         }
+        let mut step = RATE_STEP;
         let mut best: Option<Attempt> = None;
         let mut repairs = 0;
-        while high - low > CLOSE * promised && !self.stopped(repairs) {
+        while high - low > CLOSE * low && !self.stopped(repairs) {
             let attempt = Attempt::if_it_holds(self.search, self.routes, choice, bound, rate, limits);
             if let Some(attempt) = attempt {
                 low = rate;
@@ -377,14 +382,12 @@ impl<'a> Upholder<'a> {
                 high = rate;
             }
             repairs += 1;
-            // First near what the table promises, then by halves.
-            rate = if best.is_some() && high == RATES.1 * promised {
-                (low * 1.04).min(f64::midpoint(low, high))
-            } else if best.is_none() && high - low > 0.2 * promised {
-                0.96 * rate
-            } else {
-                f64::midpoint(low, high)
+            rate = match (&best, high.is_finite()) {
+                (Some(_), false) => low * (1.0 + step),
+                (None, _) if rate * (1.0 - step) > least => rate * (1.0 - step),
+                _ => f64::midpoint(low, high),
             };
+            step *= LONGER;
         }
         let at_low = || Attempt::new(self.search, self.routes, choice.clone(), bound, low, limits);
         best.or_else(|| than.is_none().then(at_low))
