@@ -142,6 +142,7 @@ fn replay(loaded: &Loaded, plan: &Plan, printer: Printer, seed: u64) -> Result<(
             model: AUTO.into(),
             models: models.clone(),
             time_scale: TIME_SCALE,
+            clients: None,
             requests: replay.requests,
         };
         Ok(bench(config, |done, total| progress.at("replaying traffic over HTTP", done, total)).await)
