@@ -122,7 +122,11 @@ mod tests {
         affinity.sent(&turn(&text), 7);
         let longer = format!("{text}{}", "y".repeat(2 * BLOCK));
         assert_eq!(affinity.seen(&turn(&longer), 2000), Some((7, 768)));
-        assert_eq!(affinity.seen(&Blocks::new("other", &longer, None), 2000), None, "caches are of one model");
+        assert_eq!(
+            affinity.seen(&Blocks::new("other", &longer, None), 2000),
+            None,
+            "caches are of one model"
+        );
         affinity.sent(&turn(&longer), 8);
         assert_eq!(affinity.seen(&turn(&longer), 2000), Some((8, 1280)));
         assert!(turn("short").is_empty());

@@ -142,15 +142,15 @@ async fn closed_loop(
 ) -> BenchResult {
     let (mut tasks, mut result) = (JoinSet::new(), BenchResult::default());
     let mut requests = requests.into_iter();
+    sleep_until(shared.start.into()).await;
     loop {
         while tasks.len() < clients.max(1)
             && let Some(request) = requests.next()
         {
             let shared = Arc::clone(shared);
             tasks.spawn(async move {
-                let now = Instant::now().max(shared.start);
-                let at = SimTime::from_seconds((now - shared.start).as_secs_f64() * shared.time_scale);
-                send(&shared, BenchRequest { at, ..request }, now).await
+                let now = Instant::now();
+                send(&shared, BenchRequest { at: shared.since(shared.start), ..request }, now).await
             });
         }
         let Some(joined) = tasks.join_next().await else { return result };
@@ -186,9 +186,9 @@ impl Shared {
         Duration::from_secs_f64(at.seconds() / self.time_scale)
     }
 
-    /// Virtual time since a request was due.
-    fn since(&self, due: Instant) -> SimTime {
-        SimTime::from_seconds(due.elapsed().as_secs_f64() * self.time_scale)
+    /// Virtual time since `start`.
+    fn since(&self, start: Instant) -> SimTime {
+        SimTime::from_seconds(start.elapsed().as_secs_f64() * self.time_scale)
     }
 }
 

@@ -85,7 +85,8 @@ impl EmulatedReplicas {
         for group in &plan.deployment.groups {
             let model =
                 plan.models.iter().find(|it| it.id == group.model).expect("a checked plan lists its models");
-            let gpu = plan.gpus.iter().find(|it| it.name == group.gpu).expect("a checked plan lists its GPUs");
+            let gpu =
+                plan.gpus.iter().find(|it| it.name == group.gpu).expect("a checked plan lists its GPUs");
             let Some(index) = plan.routing.models.iter().position(|it| it.model == group.model) else {
                 continue;
             };

@@ -149,7 +149,7 @@ async fn connection<S: Service>(
         http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(limits.head)
-            .max_buf_size(LARGEST_HEAD)
+            .max_header_size(LARGEST_HEAD)
             .max_headers(MOST_HEADERS)
             .serve_connection(socket, answer)
     );
@@ -178,7 +178,8 @@ impl<S> Patient<S> {
             return written;
         }
         let limit = self.limit;
-        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(Instant::now() + limit)));
+        let stalled =
+            self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(Instant::now() + limit)));
         stalled.as_mut().poll(context).map(|()| Err(io::ErrorKind::TimedOut.into()))
     }
 }

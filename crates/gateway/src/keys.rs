@@ -17,7 +17,9 @@ pub struct Keys {
 
 /// What is wrong with a file of keys.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{file}:{line}: {message}\n  help: a line is `NAME SHA256 [requests/min=N] [tokens/min=N]`; hash a key with `printf %s KEY | sha256sum`")]
+#[error(
+    "{file}:{line}: {message}\n  help: a line is `NAME SHA256 [requests/min=N] [tokens/min=N]`; hash a key with `printf %s KEY | sha256sum`"
+)]
 pub struct KeysError {
     /// Name of the file.
     pub file: String,
@@ -156,7 +158,8 @@ mod tests {
 
     #[test]
     fn a_key_is_known_by_its_hash() {
-        let text = format!("# who may\nalice {} requests/min=2\n\nbob {}", sha256_hex(b"secret"), "0".repeat(64));
+        let text =
+            format!("# who may\nalice {} requests/min=2\n\nbob {}", sha256_hex(b"secret"), "0".repeat(64));
         let keys = Keys::parse("keys", &text).unwrap();
         let owner = |value: &'static str| {
             let headers = HeaderMap::from_iter([(header::AUTHORIZATION, HeaderValue::from_static(value))]);
@@ -198,9 +201,8 @@ mod tests {
 
     #[test]
     fn a_reload_gives_nobody_a_fresh_start() {
-        let keys = |limit| {
-            Keys::parse("keys", &format!("a {} tokens/min={limit}", sha256_hex(b"k"))).unwrap()
-        };
+        let keys =
+            |limit| Keys::parse("keys", &format!("a {} tokens/min={limit}", sha256_hex(b"k"))).unwrap();
         let headers = HeaderMap::from_iter([(header::AUTHORIZATION, HeaderValue::from_static("Bearer k"))]);
         let before = keys(60);
         let key = Arc::clone(before.owner(&headers).unwrap());

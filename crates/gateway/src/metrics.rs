@@ -25,8 +25,20 @@ pub(crate) const OVERHEAD_S: [f64; 12] =
     [0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.0025, 0.005, 0.01, 0.1, 1.0];
 /// For token counts: those of OpenTelemetry's `gen_ai.client.token.usage`.
 pub(crate) const TOKENS: [f64; 14] = [
-    1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 16_384.0, 65_536.0, 262_144.0, 1_048_576.0, 4_194_304.0,
-    16_777_216.0, 67_108_864.0,
+    1.0,
+    4.0,
+    16.0,
+    64.0,
+    256.0,
+    1024.0,
+    4096.0,
+    16_384.0,
+    65_536.0,
+    262_144.0,
+    1_048_576.0,
+    4_194_304.0,
+    16_777_216.0,
+    67_108_864.0,
 ];
 /// For scores.
 pub(crate) const SCORES: [f64; 10] = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0];
@@ -78,7 +90,13 @@ pub(crate) struct Histogram {
 impl Histogram {
     pub(crate) fn new(bounds: &'static [f64]) -> Self {
         let buckets = bounds.iter().map(|_| AtomicU64::default()).collect();
-        Self { bounds, buckets, count: AtomicU64::default(), sum: AtomicU64::default(), sum_whole: AtomicU64::default() }
+        Self {
+            bounds,
+            buckets,
+            count: AtomicU64::default(),
+            sum: AtomicU64::default(),
+            sum_whole: AtomicU64::default(),
+        }
     }
 
     pub(crate) fn observe(&self, value: f64) {

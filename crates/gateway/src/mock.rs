@@ -257,7 +257,12 @@ impl Replica {
             describe(&mut out, "vllm:num_preemptions_total", "counter", "Preemptions by the engine.");
             sample(&mut out, "vllm:num_preemptions_total", &labels, gauges.preemptions);
         }
-        describe(&mut out, "vllm:time_to_first_token_seconds", "histogram", "Time to first token, wall clock.");
+        describe(
+            &mut out,
+            "vllm:time_to_first_token_seconds",
+            "histogram",
+            "Time to first token, wall clock.",
+        );
         self.ttft.write(&mut out, "vllm:time_to_first_token_seconds", &labels);
         out
     }
@@ -274,11 +279,7 @@ struct Answer {
     words: u32,
 }
 
-async fn answer(
-    replica: Arc<Replica>,
-    request: Request,
-    endpoint: Endpoint,
-) -> Result<Response, Failure> {
+async fn answer(replica: Arc<Replica>, request: Request, endpoint: Endpoint) -> Result<Response, Failure> {
     let started = Instant::now();
     let (parts, body) = request.into_parts();
     let body = read_body(body, ClientLimits::default().body).await?;
@@ -303,8 +304,13 @@ async fn answer(
         Some(Tokens::Done) | None => return Err(Failure::no_replica(&model)),
     };
     replica.ttft.observe_time(started.elapsed());
-    let answer =
-        Answer { id: format!("boute-{id}"), model, chat: endpoint == Endpoint::Chat, prompt: input_tokens, words: output_tokens };
+    let answer = Answer {
+        id: format!("boute-{id}"),
+        model,
+        chat: endpoint == Endpoint::Chat,
+        prompt: input_tokens,
+        words: output_tokens,
+    };
     if peek.streams() {
         return Ok(stream(answer, first, received, peek.wants_usage()));
     }

@@ -399,10 +399,7 @@ impl Failure {
     /// 405.
     pub(crate) fn wrong_method(method: &Method, allow: &'static str) -> Self {
         let message = format!("this endpoint does not answer {method}, but {allow}");
-        Self {
-            allow: Some(allow),
-            ..Self::new(StatusCode::METHOD_NOT_ALLOWED, INVALID, None, message)
-        }
+        Self { allow: Some(allow), ..Self::new(StatusCode::METHOD_NOT_ALLOWED, INVALID, None, message) }
     }
 
     /// 408: the client takes too long to send its request.
@@ -530,8 +527,14 @@ mod tests {
     fn usage_is_asked_for_whatever_the_options_are() {
         for (given, want) in [
             (r#" {"model":"m"}"#, r#" {"stream_options":{"include_usage":true},"model":"m"}"#),
-            (r#"{"stream_options":null,"model":"m"}"#, r#"{"stream_options":{"include_usage":true},"model":"m"}"#),
-            (r#"{"stream_options": { } ,"model":"m"}"#, r#"{"stream_options": {"include_usage":true } ,"model":"m"}"#),
+            (
+                r#"{"stream_options":null,"model":"m"}"#,
+                r#"{"stream_options":{"include_usage":true},"model":"m"}"#,
+            ),
+            (
+                r#"{"stream_options": { } ,"model":"m"}"#,
+                r#"{"stream_options": {"include_usage":true } ,"model":"m"}"#,
+            ),
             (
                 r#"{"model":"m","stream_options":{"x":1}}"#,
                 r#"{"model":"m","stream_options":{"include_usage":true,"x":1}}"#,
@@ -562,7 +565,8 @@ mod tests {
         assert_eq!(text(Endpoint::Chat, parts).unwrap(), ("a\nb".into(), 0));
         assert_eq!(text(Endpoint::Completions, r#"{"prompt":["a","b"]}"#).unwrap(), ("a\nb".into(), 0));
         assert_eq!(text(Endpoint::Completions, r#"{"prompt":[1,2,3]}"#).unwrap(), (String::new(), 3));
-        let responses = r#"{"input":[{"role":"user","content":[{"type":"input_text","text":"b"}]}],"instructions":"a"}"#;
+        let responses =
+            r#"{"input":[{"role":"user","content":[{"type":"input_text","text":"b"}]}],"instructions":"a"}"#;
         assert_eq!(text(Endpoint::Responses, responses).unwrap(), ("a\nb".into(), 0));
         assert_eq!(text(Endpoint::Embeddings, r#"{"input":"a"}"#).unwrap(), ("a".into(), 0));
         for bad in ["", "{", "[]", "{}", r#"{"messages":[]}"#, r#"{"messages":5}"#, r#"{"messages":"x"}"#] {

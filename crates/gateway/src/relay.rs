@@ -54,10 +54,8 @@ impl Story {
         let e2e = self.arrived.elapsed();
         let ttft = first.map(|first| first.duration_since(self.arrived));
         self.traffic.ended(self.endpoint, ending, ttft, e2e, counted);
-        let usage = counted.unwrap_or(Usage {
-            prompt_tokens: u64::from(self.prompt_tokens),
-            completion_tokens: chunks,
-        });
+        let usage = counted
+            .unwrap_or(Usage { prompt_tokens: u64::from(self.prompt_tokens), completion_tokens: chunks });
         if let Some(key) = &self.key {
             key.charge(usage.prompt_tokens + usage.completion_tokens);
         }
@@ -171,7 +169,8 @@ impl Relay {
     /// not the end.
     fn broken(&mut self, cause: &str) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
         self.wire = None;
-        let model = self.story.as_ref().map_or(Cow::Borrowed(""), |story| Cow::Owned(story.model.to_string()));
+        let model =
+            self.story.as_ref().map_or(Cow::Borrowed(""), |story| Cow::Owned(story.model.to_string()));
         self.end(Ending::Broken);
         if !self.streams {
             return Poll::Ready(Some(Err(BrokenOff)));

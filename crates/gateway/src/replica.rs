@@ -208,8 +208,8 @@ impl Replica {
         let health = &self.health;
         if well {
             health.failed_checks.store(0, Relaxed);
-            if health.unreachable.swap(false, Relaxed) {
-                health.out_until_ms.store(0, Relaxed);
+            if health.unreachable.load(Relaxed) {
+                self.succeeded();
             }
         } else if health.failed_checks.fetch_add(1, Relaxed) + 1 == FAILED_CHECKS {
             self.pool.forget();
@@ -325,7 +325,10 @@ mod tests {
         replica.failed(Fault::Unreachable, 0);
         assert!(!replica.is_well(0));
         replica.checked(true);
-        assert!(!replica.is_well(0) && replica.take_trial(1), "it is tried before it is trusted");
+        assert!(replica.is_well(0));
+        (0..3).for_each(|_| replica.failed(Fault::Failed, 0));
+        replica.checked(true);
+        assert!(!replica.is_well(0), "who answers 500 may well pass its checks");
         replica.succeeded();
         (0..3).for_each(|_| replica.checked(false));
         assert_eq!(replica.state(10_000), "down");

@@ -90,9 +90,8 @@ fn model_prices(plan: &PlanDraft) -> BTreeMap<String, f64> {
     for share in &plan.routing.models {
         let groups = || plan.deployment.groups.iter().filter(|group| group.model == share.model);
         let rent: f64 = groups().map(|group| group.usd_per_hour.get()).sum();
-        let rate: f64 = groups()
-            .map(|group| group.planned_rate_per_replica.get() * f64::from(group.replicas))
-            .sum();
+        let rate: f64 =
+            groups().map(|group| group.planned_rate_per_replica.get() * f64::from(group.replicas)).sum();
         let tokens_per_hour = rate * 3600.0 * (share.mean_prompt_tokens + share.mean_answer_tokens);
         if tokens_per_hour > 0.0 {
             prices.insert(share.model.clone(), rent / tokens_per_hour * 1e6);
@@ -179,7 +178,8 @@ impl Routes {
             index("the fallback", model)?;
         }
         let scored: Vec<_> = scores.iter().map(|score| names.iter().position(|name| name == score)).collect();
-        let mut cheapest_first: Vec<usize> = (0..scores.len()).filter(|score| scored[*score].is_some()).collect();
+        let mut cheapest_first: Vec<usize> =
+            (0..scores.len()).filter(|score| scored[*score].is_some()).collect();
         cheapest_first.sort_by(|a, b| {
             let price = |score: usize| price(&scores[score]).unwrap_or(f64::INFINITY);
             price(*a).total_cmp(&price(*b))
@@ -303,7 +303,8 @@ impl Routes {
             None => format!("{}: not known", model.name),
         });
         let prices = prices.collect::<Vec<_>>().join(", ");
-        let message = format!("no model costs as little per million tokens as `x-boute-max-cost` says ({prices})");
+        let message =
+            format!("no model costs as little per million tokens as `x-boute-max-cost` says ({prices})");
         Failure::bad_request(message, None)
     }
 }

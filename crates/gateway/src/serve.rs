@@ -142,9 +142,7 @@ impl RetryBudget {
     }
 
     fn spend(&self) -> bool {
-        self.0
-            .fetch_update(Relaxed, Relaxed, |left| (left >= Self::COST).then(|| left - Self::COST))
-            .is_ok()
+        self.0.fetch_update(Relaxed, Relaxed, |left| (left >= Self::COST).then(|| left - Self::COST)).is_ok()
     }
 }
 
@@ -160,15 +158,21 @@ impl Gateway {
             log_prompts: settings.log_prompts,
             allow_origins: settings.allow_origins,
             fleet: Mutex::default(),
-            routes: RwLock::new(Arc::new(Routes::new(RoutesConfig::default(), |_| None, |_| Arc::default())?)),
+            routes: RwLock::new(Arc::new(Routes::new(
+                RoutesConfig::default(),
+                |_| None,
+                |_| Arc::default(),
+            )?)),
             keys: RwLock::default(),
             admission: Admission::new(settings.limits.admission),
             affinity: Affinity::default(),
             quality: Quality::default(),
             budget: RetryBudget(AtomicI64::new(RetryBudget::MOST)),
             started: Instant::now(),
-            started_ms: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis()
-                as u64,
+            started_ms: SystemTime::now()
+                .duration_since(SystemTime::UNIX_EPOCH)
+                .unwrap_or_default()
+                .as_millis() as u64,
             next_id: AtomicU64::new(0),
             turn: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
@@ -377,7 +381,8 @@ impl Inner {
         if let Some(log) = &self.decisions {
             log.rated(&feedback);
         }
-        let json = json!({"request_id": feedback.request_id, "model": &*feedback.model, "score": feedback.score});
+        let json =
+            json!({"request_id": feedback.request_id, "model": &*feedback.model, "score": feedback.score});
         Ok(json_response(json.to_string()))
     }
 
@@ -440,7 +445,11 @@ struct Ready<'a> {
 enum Attempt {
     Answered(Box<Answer>),
     /// The answer is given up; with a fault if the replica is to blame for it.
-    Failed { why: &'static str, cause: String, fault: Option<Fault> },
+    Failed {
+        why: &'static str,
+        cause: String,
+        fault: Option<Fault>,
+    },
 }
 
 /// The head of an answer and its first piece.
@@ -493,8 +502,9 @@ impl Inner {
         let chosen = &routes.models[ready.choice.model];
         let now = self.now_ms();
         let is_well = |model: &Model| model.replicas.iter().any(|replica| replica.is_well(now));
-        let order: Vec<&Model> =
-            std::iter::once(chosen).chain(chosen.fallback.iter().map(|model| &routes.models[*model])).collect();
+        let order: Vec<&Model> = std::iter::once(chosen)
+            .chain(chosen.fallback.iter().map(|model| &routes.models[*model]))
+            .collect();
         let mut failure = None;
         for (place, model) in order.iter().enumerate() {
             if !is_well(model) && order[place + 1..].iter().any(|later| is_well(later)) {
@@ -773,10 +783,12 @@ fn outgoing(replica: &Replica, ready: &Ready<'_>, body: &Bytes) -> Outgoing {
 
 /// Sends a request until the first piece of its answer is there. A kept connection that turns out to be closed is no fault
 /// of anybody's: a new one is made.
-async fn exchange(replica: &Replica, outgoing: impl Fn() -> Outgoing) -> Result<Box<Answer>, (Fault, String)> {
-    let connect = || async {
-        replica.pool.connect().await.map_err(|error| (Fault::Unreachable, error.to_string()))
-    };
+async fn exchange(
+    replica: &Replica,
+    outgoing: impl Fn() -> Outgoing,
+) -> Result<Box<Answer>, (Fault, String)> {
+    let connect =
+        || async { replica.pool.connect().await.map_err(|error| (Fault::Unreachable, error.to_string())) };
     let broken = |error: hyper::Error| (Fault::Failed, error.to_string());
     let (mut wire, head) = match replica.pool.take() {
         Some(mut wire) => {

@@ -41,8 +41,7 @@ impl Tls {
             .collect::<Result<Vec<_>, _>>()
             .map_err(broken("certificate"))?;
         let key = PrivateKeyDer::from_pem_slice(key).map_err(broken("private key"))?;
-        let mut config =
-            ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key)?;
+        let mut config = ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key)?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(Self(TlsAcceptor::from(Arc::new(config))))
     }

@@ -113,10 +113,15 @@ pub fn pick(
     match balancing {
         Balancing::LeastExpectedFinish => {
             let finish_s = |candidate: &Candidate| {
-                let prompt_tokens = request.prompt_tokens - candidate.cached_tokens.min(request.prompt_tokens);
+                let prompt_tokens =
+                    request.prompt_tokens - candidate.cached_tokens.min(request.prompt_tokens);
                 expected_finish_s(&candidate.load, &candidate.speed, RequestSize { prompt_tokens, ..request })
             };
-            least(candidates.iter().map(|candidate| (finish_s(candidate), candidate.load.in_flight, candidate.index)))
+            least(
+                candidates
+                    .iter()
+                    .map(|candidate| (finish_s(candidate), candidate.load.in_flight, candidate.index)),
+            )
         }
         Balancing::RoundRobin => Some(candidates[(turn % count) as usize].index),
         Balancing::LeastRequests => fewest(candidates),
@@ -147,7 +152,8 @@ mod tests {
     use super::*;
 
     fn candidate(index: usize, in_flight: u32, answer_tokens_per_s: f64) -> Candidate {
-        let speed = ReplicaSpeed { prompt_tokens_per_s: 1e3, answer_tokens_per_s, seconds_per_answer_token: 0.01 };
+        let speed =
+            ReplicaSpeed { prompt_tokens_per_s: 1e3, answer_tokens_per_s, seconds_per_answer_token: 0.01 };
         let expected_answer_tokens = u64::from(in_flight) * 100;
         let load = ReplicaLoad { in_flight, waiting_prompt_tokens: 0, expected_answer_tokens };
         Candidate { index, load, speed, cached_tokens: 0 }

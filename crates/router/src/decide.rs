@@ -116,7 +116,10 @@ mod tests {
 
     #[test]
     fn a_threshold_takes_the_dearest_or_the_cheapest() {
-        assert_eq!([0.3, 0.39, 0.5].map(|t| dearest_if_better(&SCORES, &[1, 2, 0], t)), [Some(0), Some(0), Some(1)]);
+        assert_eq!(
+            [0.3, 0.39, 0.5].map(|t| dearest_if_better(&SCORES, &[1, 2, 0], t)),
+            [Some(0), Some(0), Some(1)]
+        );
     }
 
     #[test]

@@ -136,7 +136,11 @@ fn replay(loaded: &Loaded, plan: &Plan, printer: Printer, seed: u64) -> Result<(
         let listener = bind((Ipv4Addr::LOCALHOST, 0).into()).await?;
         let fleet =
             emulate_fleet(plan, loaded.scorer.clone(), TIME_SCALE, listener).await.map_err(Failure::told)?;
-        printer.say(format_args!("{} emulated replicas behind http://{}/v1", fleet.replicas.upstreams.len(), fleet.gateway));
+        printer.say(format_args!(
+            "{} emulated replicas behind http://{}/v1",
+            fleet.replicas.upstreams.len(),
+            fleet.gateway
+        ));
         let config = BenchConfig {
             url: format!("http://{}", fleet.gateway),
             model: AUTO.into(),

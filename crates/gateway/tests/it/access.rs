@@ -46,7 +46,11 @@ async fn only_known_keys_are_served_and_none_reaches_the_engine() {
     assert!(!engine.last().to_lowercase().contains("alice"), "{}", engine.last());
     assert_eq!(as_client(&gateway, "mallory").await.status, StatusCode::UNAUTHORIZED);
     gateway.gateway.set_keys(Some(keys("bob")));
-    assert_eq!(as_client(&gateway, "alice").await.status, StatusCode::UNAUTHORIZED, "taken away while it runs");
+    assert_eq!(
+        as_client(&gateway, "alice").await.status,
+        StatusCode::UNAUTHORIZED,
+        "taken away while it runs"
+    );
     // Without keys of our own, clients' keys are the engines' business.
     gateway.gateway.set_keys(None);
     as_client(&gateway, "alice").await;
@@ -62,7 +66,8 @@ async fn limits_are_per_key() {
         let mut statuses = Vec::new();
         for _ in 0..3 {
             let answer = as_client(&gateway, name).await;
-            let waits = answer.headers.get("retry-after").map(|it| it.to_str().unwrap().parse::<u64>().unwrap());
+            let waits =
+                answer.headers.get("retry-after").map(|it| it.to_str().unwrap().parse::<u64>().unwrap());
             assert_eq!(waits.is_some_and(|seconds| seconds > 0), answer.status == 429, "{answer:?}");
             statuses.push(answer.status.as_u16());
         }
@@ -107,7 +112,10 @@ async fn https_is_spoken() {
     let name = ServerName::try_from("localhost").unwrap();
     let mut socket = TlsConnector::from(Arc::new(client)).connect(name, socket).await.unwrap();
     let body = ask("m", 3, true);
-    let head = format!("POST {CHAT} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
+    let head = format!(
+        "POST {CHAT} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
     socket.write_all((head + &body).as_bytes()).await.unwrap();
     let mut answer = String::new();
     socket.read_to_string(&mut answer).await.unwrap();
@@ -147,7 +155,8 @@ async fn requests_arrive_as_they_were_sent() {
 async fn usage_is_counted_for_everybody_and_shown_to_who_asks() {
     let engine = Engine::start(Mood::Good).await;
     let gateway = gateway(vec![upstream("m", engine.address)], None).await;
-    let plain = json!({"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": true}).to_string();
+    let plain =
+        json!({"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": true}).to_string();
     let answer = send(gateway.address, "POST", CHAT, plain).await;
     assert!(!answer.text.contains("usage") && answer.text.ends_with("[DONE]\n\n"), "{}", answer.text);
     assert!(engine.last().contains("include_usage"));
@@ -159,7 +168,11 @@ async fn usage_is_counted_for_everybody_and_shown_to_who_asks() {
 #[tokio::test]
 async fn browsers_may_ask_where_they_are_allowed() {
     let engine = Engine::start(Mood::Good).await;
-    let settings = Settings { allow_origins: vec!["https://chat.example".into()], limits: limits(), ..Settings::default() };
+    let settings = Settings {
+        allow_origins: vec!["https://chat.example".into()],
+        limits: limits(),
+        ..Settings::default()
+    };
     let gateway = Running::start(constant(vec![upstream("m", engine.address)], None), settings).await;
     for (origin, allowed) in [("https://chat.example", true), ("https://evil.example", false)] {
         let asked = [("origin", origin), ("access-control-request-method", "POST")];
@@ -173,7 +186,10 @@ async fn browsers_may_ask_where_they_are_allowed() {
     let head = send(gateway.address, "HEAD", "/v1/models", "").await;
     assert!(head.status == StatusCode::OK && head.text.is_empty());
     let wrong = send(gateway.address, "PUT", CHAT, "").await;
-    assert_eq!((wrong.status, &wrong.headers["allow"]), (StatusCode::METHOD_NOT_ALLOWED, &"POST".parse().unwrap()));
+    assert_eq!(
+        (wrong.status, &wrong.headers["allow"]),
+        (StatusCode::METHOD_NOT_ALLOWED, &"POST".parse().unwrap())
+    );
     let body: Value = serde_json::from_str(&wrong.text).unwrap();
     assert!(body["error"]["message"].is_string());
 }

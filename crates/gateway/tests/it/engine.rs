@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Mood {
+pub(crate) enum Mood {
     Good,
     /// Good, with this long between two tokens.
     Slow(Duration),
@@ -41,24 +41,24 @@ pub enum Mood {
 
 /// What an engine has seen.
 #[derive(Default)]
-pub struct Seen {
-    pub requests: AtomicU64,
-    pub running: AtomicU64,
+pub(crate) struct Seen {
+    pub(crate) requests: AtomicU64,
+    pub(crate) running: AtomicU64,
     /// Clients that went before their answer's end.
-    pub cancelled: AtomicU64,
+    pub(crate) cancelled: AtomicU64,
     /// The last request, head and body.
-    pub last: Mutex<String>,
+    pub(crate) last: Mutex<String>,
 }
 
-pub struct Engine {
-    pub address: SocketAddr,
+pub(crate) struct Engine {
+    pub(crate) address: SocketAddr,
     mood: Arc<Mutex<Mood>>,
-    pub seen: Arc<Seen>,
+    pub(crate) seen: Arc<Seen>,
     tasks: JoinSet<()>,
 }
 
 impl Engine {
-    pub async fn start(mood: Mood) -> Self {
+    pub(crate) async fn start(mood: Mood) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut engine = Self {
             address: listener.local_addr().unwrap(),
@@ -70,29 +70,29 @@ impl Engine {
         engine
     }
 
-    pub fn set(&self, mood: Mood) {
+    pub(crate) fn set(&self, mood: Mood) {
         *self.mood.lock().unwrap() = mood;
     }
 
-    pub fn requests(&self) -> u64 {
+    pub(crate) fn requests(&self) -> u64 {
         self.seen.requests.load(Ordering::SeqCst)
     }
 
-    pub fn cancelled(&self) -> u64 {
+    pub(crate) fn cancelled(&self) -> u64 {
         self.seen.cancelled.load(Ordering::SeqCst)
     }
 
-    pub fn last(&self) -> String {
+    pub(crate) fn last(&self) -> String {
         self.seen.last.lock().unwrap().clone()
     }
 
     /// As a process that is killed: all connections break, nobody listens.
-    pub async fn kill(&mut self) {
+    pub(crate) async fn kill(&mut self) {
         self.tasks.shutdown().await;
     }
 
     /// On the same port.
-    pub async fn revive(&mut self) {
+    pub(crate) async fn revive(&mut self) {
         let socket = tokio::net::TcpSocket::new_v4().unwrap();
         socket.set_reuseaddr(true).unwrap();
         socket.bind(self.address).unwrap();
@@ -120,9 +120,10 @@ async fn request(socket: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<String>
         let text = String::from_utf8_lossy(buffer).into_owned();
         if let Some(head) = text.find("\r\n\r\n") {
             let lower = text[..head].to_lowercase();
-            let length = lower.split("content-length: ").nth(1).map_or(0, |rest| {
-                rest.lines().next().unwrap().trim().parse::<usize>().unwrap()
-            });
+            let length = lower
+                .split("content-length: ")
+                .nth(1)
+                .map_or(0, |rest| rest.lines().next().unwrap().trim().parse::<usize>().unwrap());
             if buffer.len() >= head + 4 + length {
                 let rest = buffer.split_off(head + 4 + length);
                 let request = std::mem::replace(buffer, rest);
@@ -157,7 +158,12 @@ async fn serve(mut socket: TcpStream, mood: &Mutex<Mood>, seen: &Seen) {
         let (mut read, mut write) = socket.split();
         let mut byte = [0; 1];
         let kept = tokio::select! {
-            kept = answer(&mut write, mood, streams, counts) => kept,
+            kept = answer(&mut write, mood, streams, counts) => {
+                // Who cannot send although it would has lost its client.
+                let lost = !kept && matches!(mood, Mood::Good | Mood::Slow(_) | Mood::Endless);
+                seen.cancelled.fetch_add(u64::from(lost), Ordering::SeqCst);
+                kept
+            }
             // Nobody sends two requests at once: this is the client's going.
             _ = read.read(&mut byte) => {
                 seen.cancelled.fetch_add(1, Ordering::SeqCst);
@@ -193,7 +199,8 @@ async fn answer(
         }
         Mood::Status(status) => {
             let body = r#"{"error":{"message":"told to","type":"t","param":null,"code":null}}"#;
-            let head = format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\nretry-after: 7\r\n\r\n", body.len());
+            let head =
+                format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\nretry-after: 7\r\n\r\n", body.len());
             return send(head + body).await;
         }
         Mood::DiesAfterHead => {

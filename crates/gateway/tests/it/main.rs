@@ -116,7 +116,12 @@ impl Running {
     /// All that was taken has been given back.
     async fn is_idle(&self) {
         let left = || {
-            let gauges = ["boute_replica_in_flight", "boute_replica_waiting", "boute_requests_in_flight", "boute_requests_waiting"];
+            let gauges = [
+                "boute_replica_in_flight",
+                "boute_replica_waiting",
+                "boute_requests_in_flight",
+                "boute_requests_waiting",
+            ];
             gauges.map(|gauge| self.metric(gauge)).iter().sum::<f64>()
         };
         eventually("nothing is in flight", || left() == 0.0).await;
@@ -215,7 +220,12 @@ async fn answers_come_whole_and_streamed_with_what_was_chosen() {
 
     assert_eq!(served_models(&format!("http://{address}/v1")).await, ["large", "small"]);
     assert_eq!(gateway.metric("boute_decisions_total{model=\"small\"}"), 2.0);
-    assert_eq!(gateway.metric("gen_ai_client_token_usage_sum{gen_ai_response_model=\"large\",gen_ai_token_type=\"output\"}"), 7.0);
+    assert_eq!(
+        gateway.metric(
+            "gen_ai_client_token_usage_sum{gen_ai_response_model=\"large\",gen_ai_token_type=\"output\"}"
+        ),
+        7.0
+    );
     gateway.is_idle().await;
     assert_eq!(send(address, "GET", "/health", "").await.status, StatusCode::OK);
 }
@@ -333,7 +343,10 @@ async fn a_closed_loop_has_so_many_clients() {
     let watched = Arc::clone(&most);
     let watcher = tokio::spawn(async move {
         loop {
-            watched.fetch_max(seen.running.load(std::sync::atomic::Ordering::SeqCst), std::sync::atomic::Ordering::SeqCst);
+            watched.fetch_max(
+                seen.running.load(std::sync::atomic::Ordering::SeqCst),
+                std::sync::atomic::Ordering::SeqCst,
+            );
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     });

@@ -16,7 +16,8 @@ use crate::{CHAT, Running, ask, constant, eventually, gateway, limits, listener,
 /// Streams are under way while the plan changes: they end as they began, and new requests go by the new plan.
 #[tokio::test]
 async fn a_plan_is_swapped_under_load() {
-    let (old, new) = (Engine::start(Mood::Slow(Duration::from_millis(200))).await, Engine::start(Mood::Good).await);
+    let (old, new) =
+        (Engine::start(Mood::Slow(Duration::from_millis(200))).await, Engine::start(Mood::Good).await);
     let upstreams = vec![upstream("old", old.address), upstream("new", new.address)];
     let gateway = gateway(upstreams.clone(), Some("old")).await;
     let asks = || send(gateway.address, "POST", CHAT, ask("auto", 3, true));
@@ -68,7 +69,12 @@ async fn replicas_come_and_go_while_it_runs() {
     let replica = |url: String| json!({"model": "m", "url": url}).to_string();
     let there = |answer: &crate::Answer| -> Vec<String> {
         let read: Value = serde_json::from_str(&answer.text).unwrap();
-        read["replicas"].as_array().unwrap().iter().map(|it| it["name"].as_str().unwrap().to_owned()).collect()
+        read["replicas"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|it| it["name"].as_str().unwrap().to_owned())
+            .collect()
     };
     let path = "/admin/replicas";
     let added = send(address, "POST", path, replica(format!("http://{}", two.address))).await;
@@ -92,8 +98,14 @@ async fn replicas_come_and_go_while_it_runs() {
     ] {
         assert_eq!(send(address, method, path, body).await.status.as_u16(), status);
     }
-    assert!(send(address, "GET", "/metrics", "").await.text.contains("boute_decisions_total{model=\"m\"} 3\n"));
-    assert_eq!(send(gateway.address, "GET", "/metrics", "").await.status, StatusCode::NOT_FOUND, "not for clients");
+    assert!(
+        send(address, "GET", "/metrics", "").await.text.contains("boute_decisions_total{model=\"m\"} 3\n")
+    );
+    assert_eq!(
+        send(gateway.address, "GET", "/metrics", "").await.status,
+        StatusCode::NOT_FOUND,
+        "not for clients"
+    );
     assert_eq!(send(gateway.address, "GET", path, "").await.status, StatusCode::NOT_FOUND);
 }
 
@@ -106,17 +118,20 @@ async fn decisions_are_a_trace_and_feedback_is_kept() {
     for file in [&path, &feedback] {
         let _ = std::fs::remove_file(file);
     }
-    let settings = Settings { decisions: Some(path.clone()), log_prompts: true, limits: limits(), ..Settings::default() };
+    let settings = Settings {
+        decisions: Some(path.clone()),
+        log_prompts: true,
+        limits: limits(),
+        ..Settings::default()
+    };
     let gateway = Running::start(constant(vec![upstream("m", engine.address)], Some("m")), settings).await;
     let session = [("x-boute-session", "s-1"), ("x-request-id", "r-1")];
     // The first to come is the last to end.
-    let (slow, quick) = tokio::join!(
-        send_with(gateway.address, "POST", CHAT, &session, ask("auto", 3, true)),
-        async {
+    let (slow, quick) =
+        tokio::join!(send_with(gateway.address, "POST", CHAT, &session, ask("auto", 3, true)), async {
             tokio::time::sleep(Duration::from_millis(30)).await;
             send(gateway.address, "POST", CHAT, ask("m", 3, false)).await
-        }
-    );
+        });
     assert_eq!((slow.status, quick.status), (StatusCode::OK, StatusCode::OK));
     let rate = |id: &str, score| {
         let body = json!({"request_id": id, "score": score}).to_string();
@@ -142,7 +157,10 @@ async fn decisions_are_a_trace_and_feedback_is_kept() {
     assert_eq!(trace.requests()[0].prompt.as_deref(), Some("hello"));
     let last: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
     let decision = &last["decision"];
-    assert_eq!((&decision["asked"], &decision["model"], &decision["reason"]), (&json!("auto"), &json!("m"), &json!("constant")));
+    assert_eq!(
+        (&decision["asked"], &decision["model"], &decision["reason"]),
+        (&json!("auto"), &json!("m"), &json!("constant"))
+    );
     assert_eq!((&decision["request_id"], &decision["ending"]), (&json!("r-1"), &json!("done")));
     assert!(decision["ttft_ms"].as_f64().unwrap() < decision["e2e_ms"].as_f64().unwrap());
     let rated = std::fs::read_to_string(&feedback).unwrap();

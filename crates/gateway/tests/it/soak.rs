@@ -136,7 +136,10 @@ async fn soak() {
     let rss = rss_mib();
     eprintln!(
         "{seconds} s: {} whole, {} told of a break, {} refused, {} went; RSS {settled:.1} -> {rss:.1} MiB",
-        count(&tally.whole), count(&tally.told), count(&tally.refused), count(&tally.gone)
+        count(&tally.whole),
+        count(&tally.told),
+        count(&tally.refused),
+        count(&tally.gone)
     );
     assert!(count(&tally.whole) > 20 * seconds, "there was traffic");
     assert!(rss < settled * (1.0 + FLAT) + SLACK_MIB, "RSS grew from {settled:.1} to {rss:.1} MiB");
