@@ -61,13 +61,12 @@ async fn get(replica: &Replica, path: &'static str) -> Option<(StatusCode, Vec<u
         Some(mut wire) => wire.send(request()).await.ok().map(|answer| (wire, answer)),
         None => None,
     };
-    let (mut wire, answer) = match kept {
-        Some(kept) => kept,
-        None => {
-            let mut wire = replica.pool.connect().await.ok()?;
-            let answer = wire.send(request()).await.ok()?;
-            (wire, answer)
-        }
+    let (mut wire, answer) = if let Some(kept) = kept {
+        kept
+    } else {
+        let mut wire = replica.pool.connect().await.ok()?;
+        let answer = wire.send(request()).await.ok()?;
+        (wire, answer)
     };
     let (head, mut body) = answer.into_parts();
     let mut page = Vec::new();

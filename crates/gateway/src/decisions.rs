@@ -3,7 +3,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -136,7 +136,7 @@ fn append_to(path: &Path) -> std::io::Result<BufWriter<File>> {
     OpenOptions::new().append(true).create(true).open(path).map(BufWriter::new)
 }
 
-fn write_lines(lines: &Receiver<String>, mut file: BufWriter<File>, path: &PathBuf) {
+fn write_lines(lines: &Receiver<String>, mut file: BufWriter<File>, path: &Path) {
     loop {
         match lines.recv_timeout(FLUSH) {
             // A full disk loses lines, not requests.

@@ -48,9 +48,9 @@ pub struct ClientLimits {
 impl Default for ClientLimits {
     fn default() -> Self {
         Self {
-            head: Duration::from_secs(60),
-            body: Duration::from_secs(60),
-            reading: Duration::from_secs(120),
+            head: Duration::from_mins(1),
+            body: Duration::from_mins(1),
+            reading: Duration::from_mins(2),
             drain: Duration::from_secs(30),
         }
     }

@@ -213,13 +213,11 @@ impl<'a> Peek<'a> {
             return Some((at, options.len(), r#"{"include_usage":true}"#.into()));
         }
         let read: StreamOptions<'_> = serde_json::from_str(options).ok()?;
-        match read.include_usage {
-            Some(raw) => Some((offset(body, raw.get()), raw.get().len(), "true".into())),
-            None => {
-                let empty = options[1..].trim_start().starts_with('}');
-                Some((at + 1, 0, format!(r#""include_usage":true{}"#, if empty { "" } else { "," })))
-            }
+        if let Some(raw) = read.include_usage {
+            return Some((offset(body, raw.get()), raw.get().len(), "true".into()));
         }
+        let comma = if options[1..].trim_start().starts_with('}') { "" } else { "," };
+        Some((at + 1, 0, format!(r#""include_usage":true{comma}"#)))
     }
 }
 

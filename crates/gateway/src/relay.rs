@@ -95,7 +95,8 @@ pub(crate) struct Relay {
     body: Incoming,
     /// Came with the head.
     first: Option<Bytes>,
-    place: Place,
+    /// Held until the end.
+    _place: Place,
     watch: Watch,
     story: Option<Story>,
     began: Instant,
@@ -131,7 +132,7 @@ impl Relay {
             wire: Some(wire),
             body,
             first,
-            place,
+            _place: place,
             watch,
             story: Some(story),
             began: now,
@@ -209,21 +210,20 @@ impl HttpBody for Relay {
         }
         let this = &mut *self;
         loop {
-            let data = match this.first.take() {
-                Some(first) => first,
-                None => {
-                    let Some(wire) = &mut this.wire else { return Poll::Ready(None) };
-                    match wire.poll_frame(&mut this.body, context) {
-                        Poll::Ready(None) => return this.complete(),
-                        Poll::Ready(Some(Err(error))) => return this.broken(&error.to_string()),
-                        Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
-                            Ok(data) => data,
-                            Err(_trailers) => continue,
-                        },
-                        Poll::Pending => {
-                            let cause = ready!(this.poll_silence(context));
-                            return this.broken(cause);
-                        }
+            let data = if let Some(first) = this.first.take() {
+                first
+            } else {
+                let Some(wire) = &mut this.wire else { return Poll::Ready(None) };
+                match wire.poll_frame(&mut this.body, context) {
+                    Poll::Ready(None) => return this.complete(),
+                    Poll::Ready(Some(Err(error))) => return this.broken(&error.to_string()),
+                    Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                        Ok(data) => data,
+                        Err(_trailers) => continue,
+                    },
+                    Poll::Pending => {
+                        let cause = ready!(this.poll_silence(context));
+                        return this.broken(cause);
                     }
                 }
             };
@@ -244,6 +244,5 @@ impl Drop for Relay {
     fn drop(&mut self) {
         // Whoever drops an answer before its end has no client left.
         self.end(Ending::Cancelled);
-        let _ = &self.place;
     }
 }

@@ -70,9 +70,9 @@ impl Default for Limits {
         Self {
             client: ClientLimits::default(),
             admission: AdmissionLimits::default(),
-            first_byte: Duration::from_secs(300),
-            silence: Duration::from_secs(120),
-            answer: Duration::from_secs(1800),
+            first_byte: Duration::from_mins(5),
+            silence: Duration::from_mins(2),
+            answer: Duration::from_mins(30),
             check_every: Duration::from_secs(1),
         }
     }
@@ -790,25 +790,23 @@ async fn exchange(
     let connect =
         || async { replica.pool.connect().await.map_err(|error| (Fault::Unreachable, error.to_string())) };
     let broken = |error: hyper::Error| (Fault::Failed, error.to_string());
-    let (mut wire, head) = match replica.pool.take() {
-        Some(mut wire) => {
-            let sent = Instant::now();
-            match wire.send(outgoing()).await {
-                Ok(head) => (wire, head),
-                Err(_) if sent.elapsed() < STALE => {
-                    replica.pool.forget();
-                    let mut wire = connect().await?;
-                    let head = wire.send(outgoing()).await.map_err(broken)?;
-                    (wire, head)
-                }
-                Err(error) => return Err(broken(error)),
+    let fresh = || async {
+        let mut wire = connect().await?;
+        let head = wire.send(outgoing()).await.map_err(broken)?;
+        Ok((wire, head))
+    };
+    let (mut wire, head) = if let Some(mut wire) = replica.pool.take() {
+        let sent = Instant::now();
+        match wire.send(outgoing()).await {
+            Ok(head) => (wire, head),
+            Err(_) if sent.elapsed() < STALE => {
+                replica.pool.forget();
+                fresh().await?
             }
+            Err(error) => return Err(broken(error)),
         }
-        None => {
-            let mut wire = connect().await?;
-            let head = wire.send(outgoing()).await.map_err(broken)?;
-            (wire, head)
-        }
+    } else {
+        fresh().await?
     };
     let (head, mut body) = head.into_parts();
     let first = loop {

@@ -29,6 +29,9 @@ impl Ending {
     }
 }
 
+/// Finds one of a model's histograms.
+type Of = fn(&ModelTraffic) -> &Histogram;
+
 /// Counts of one model.
 #[derive(Debug)]
 pub(crate) struct ModelTraffic {
@@ -102,7 +105,7 @@ impl ModelTraffic {
                 }
             }
         }
-        let histograms: [(&str, &str, fn(&Self) -> &Histogram); 3] = [
+        let histograms: [(&str, &str, Of); 3] = [
             ("gen_ai_server_request_duration_seconds", "From arrival to the last byte.", |it| &it.duration),
             ("gen_ai_server_time_to_first_token_seconds", "From arrival to the first byte.", |it| &it.ttft),
             ("gen_ai_server_time_per_output_token_seconds", "Time per token after the first.", |it| {

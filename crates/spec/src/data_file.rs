@@ -101,7 +101,9 @@ fn json_trace<'a>(file: &str, lines: impl Iterator<Item = (usize, &'a str)>) -> 
     if read.iter().all(|(_, line)| line.decision.is_some()) {
         read.sort_by(|(_, a), (_, b)| a.timestamp.total_cmp(&b.timestamp));
         let first = read.first().map_or(0.0, |(_, line)| line.timestamp);
-        read.iter_mut().for_each(|(_, line)| line.timestamp -= first);
+        for (_, line) in &mut read {
+            line.timestamp -= first;
+        }
     }
     let numbers: Vec<usize> = read.iter().map(|(number, _)| *number).collect();
     let requests: Result<Vec<_>, _> = read

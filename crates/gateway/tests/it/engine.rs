@@ -92,7 +92,7 @@ impl Engine {
     }
 
     /// On the same port.
-    pub(crate) async fn revive(&mut self) {
+    pub(crate) fn revive(&mut self) {
         let socket = tokio::net::TcpSocket::new_v4().unwrap();
         socket.set_reuseaddr(true).unwrap();
         socket.bind(self.address).unwrap();
@@ -130,7 +130,7 @@ async fn request(socket: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<String>
                 return Some(String::from_utf8_lossy(&request).into_owned());
             }
         }
-        let mut piece = [0; 16 << 10];
+        let mut piece = vec![0; 16 << 10];
         match socket.read(&mut piece).await {
             Ok(0) | Err(_) => return None,
             Ok(count) => buffer.extend_from_slice(&piece[..count]),

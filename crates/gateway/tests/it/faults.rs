@@ -145,7 +145,8 @@ async fn all_replicas_gone_and_back() {
     assert_eq!(answer.status, StatusCode::BAD_GATEWAY, "{answer:?}");
     eventually("the checks have seen it", || gateway.metric("boute_replica_well") == 0.0).await;
     assert_eq!(chat(&gateway, true).await.status, StatusCode::BAD_GATEWAY);
-    tokio::join!(one.revive(), two.revive());
+    one.revive();
+    two.revive();
     assert!(is_whole(&chat(&gateway, true).await), "the first request finds them");
     eventually("both are back", || gateway.metric("boute_replica_well") == 2.0).await;
     gateway.is_idle().await;
@@ -200,7 +201,7 @@ async fn go_away(gateway: &Running, stream: bool, waits_for: Option<&str>, engin
 async fn a_client_that_goes_frees_the_replica() {
     let engine = Engine::start(Mood::Good).await;
     let gateway = gateway(before(&[&engine]), None).await;
-    let hour = Duration::from_secs(3600);
+    let hour = Duration::from_hours(1);
     for (mood, stream, waits_for) in [
         (Mood::Silent, false, None),
         (Mood::Silent, true, None),
@@ -246,7 +247,7 @@ async fn a_replica_killed_under_load_fails_nobody_who_had_no_byte() {
     sleep(Duration::from_millis(200)).await;
     engines[1].kill().await;
     sleep(Duration::from_millis(300)).await;
-    engines[1].revive().await;
+    engines[1].revive();
     let mut broken = 0;
     for client in clients {
         broken += client.await.unwrap();
@@ -294,7 +295,7 @@ async fn slow_requests_are_given_up() {
         let read = timeout(Duration::from_secs(3), socket.read_to_string(&mut answer)).await;
         assert!(read.is_ok() && answer.contains(answered), "{sent}: {answer}");
     }
-    let many: String = (0..200).map(|number| format!("x-{number}: y\r\n")).collect();
+    let many = (0..200).map(|number| format!("x-{number}: y\r\n")).collect::<Vec<_>>().concat();
     let long = format!("x-long: {}\r\n", "y".repeat(100 << 10));
     for headers in [many, long] {
         // Too many headers, and too long a one.

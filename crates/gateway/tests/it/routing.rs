@@ -136,7 +136,7 @@ async fn a_model_without_replicas_falls_back_as_allowed() {
         assert_eq!(header(&answer, "x-boute-reason"), "fallback from large");
         assert!(small.last().contains("\"model\":\"small\""), "{}", small.last());
     }
-    large.revive().await;
+    large.revive();
     crate::eventually("it is back", || gateway.metric("boute_replica_well") == 2.0).await;
     small.kill().await;
     let answer = send(gateway.address, "POST", CHAT, question("small", "hi")).await;

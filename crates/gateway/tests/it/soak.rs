@@ -119,7 +119,7 @@ async fn soak() {
             0 => {
                 engines[engine].kill().await;
                 sleep(Duration::from_millis(50)).await;
-                engines[engine].revive().await;
+                engines[engine].revive();
             }
             1 => gateway.gateway.swap(constant(upstreams[dice.roll(2) as usize..].to_vec(), None)).unwrap(),
             _ => engines[engine].set(MOODS[dice.roll(MOODS.len() as u64) as usize]),
