@@ -77,6 +77,7 @@ impl RoutesConfig {
             policy: Some(plan.routing.policy.clone()),
             scorer,
             upstreams,
+            fallback: plan.routing.fallback.clone(),
             usd_per_million_tokens: model_prices(plan),
             ..Self::default()
         }

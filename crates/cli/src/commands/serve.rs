@@ -39,6 +39,9 @@ pub(crate) struct Args {
     /// A live replica, such as `llama-3.1-8b=http://10.0.0.5:8001`; once for each, in the order of the plan's groups.
     #[arg(long = "replica", value_name = "MODEL=URL")]
     replicas: Vec<String>,
+    /// Live replicas, a line `MODEL=URL` each, after those of the command line; a change is taken over while it runs.
+    #[arg(long, value_name = "FILE", conflicts_with = "emulate")]
+    replica_file: Option<PathBuf>,
     /// Address to listen on.
     #[arg(long, default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
@@ -135,7 +138,7 @@ impl LimitArgs {
 
 pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
     check_time_scale(args.time_scale)?;
-    if !args.emulate && args.replicas.is_empty() {
+    if !args.emulate && args.replicas.is_empty() && args.replica_file.is_none() {
         let hint = "name live engines with `--replica MODEL=URL`, or add `--emulate` to a plan";
         return Err(Failure::input("there is nothing to send requests to", hint));
     }
@@ -153,7 +156,7 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
         };
         let routes = |planned: Option<&Planned>| match &emulated {
             Some(emulated) => routes(args, planned, emulated.upstreams.clone()),
-            None => routes(args, planned, upstreams(&args.replicas, planned.map(|it| &it.plan))?),
+            None => routes(args, planned, upstreams(&named_replicas(args)?, planned.map(|it| &it.plan))?),
         };
         let settings = Settings {
             limits: args.limits.limits(),
@@ -164,7 +167,10 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
         let gateway = Gateway::new(routes(planned.as_ref())?, settings).map_err(Failure::told)?;
         gateway.set_keys(keys);
         let (listener, admin) = (bind(args.listen).await?, bind(admin_address(args)).await?);
-        let replicas = emulated.as_ref().map_or(args.replicas.len(), |it| it.upstreams.len());
+        let replicas = match &emulated {
+            Some(emulated) => emulated.upstreams.len(),
+            None => named_replicas(args)?.len(),
+        };
         let (scheme, kind) =
             (if tls.is_some() { "https" } else { "http" }, if args.emulate { "emulated " } else { "" });
         printer.say(format_args!(
@@ -250,6 +256,17 @@ fn pair<'a>(text: &'a str, option: &str, example: &str) -> Result<(&'a str, &'a 
     })
 }
 
+/// The live replicas named on the command line and in the file.
+fn named_replicas(args: &Args) -> Result<Vec<String>, Failure> {
+    let mut replicas = args.replicas.clone();
+    if let Some(path) = &args.replica_file {
+        let text = Input::read(path)?.text;
+        let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
+        replicas.extend(lines.filter(|line| !line.is_empty()).map(str::to_owned));
+    }
+    Ok(replicas)
+}
+
 /// Live replicas; the n-th of a model gets the speed of the plan's n-th.
 fn upstreams(replicas: &[String], plan: Option<&Plan>) -> Result<Vec<Upstream>, Failure> {
     let mut planned: BTreeMap<String, Vec<(ReplicaSpeed, u32)>> = BTreeMap::new();
@@ -281,7 +298,7 @@ fn upstreams(replicas: &[String], plan: Option<&Plan>) -> Result<Vec<Upstream>, 
         .collect()
 }
 
-/// Takes over plan and keys whenever their files change; what cannot be used is told and left. Never ends.
+/// Takes over plan, replicas and keys whenever their files change; what cannot be used is told and left. Never ends.
 async fn watch_files(
     args: &Args,
     gateway: &Gateway,
@@ -289,12 +306,14 @@ async fn watch_files(
     printer: Printer,
 ) -> ! {
     let mut plan = Watched::new(args.plan.as_deref());
+    let mut replicas = Watched::new(args.replica_file.as_deref());
     let mut keys = Watched::new(args.access.keys.as_deref());
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
-        if let Some(path) = plan.changed() {
-            let swapped = tokio::task::block_in_place(|| Planned::read(path))
-                .and_then(|planned| routes(Some(&planned)))
+        if let Some(path) = plan.changed().or_else(|| replicas.changed()) {
+            let planned = tokio::task::block_in_place(|| args.plan.as_deref().map(Planned::read).transpose());
+            let swapped = planned
+                .and_then(|planned| routes(planned.as_ref()))
                 .and_then(|routes| gateway.swap(routes).map_err(Failure::told));
             tell(printer, path, swapped);
         }
