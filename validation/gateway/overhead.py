@@ -2,11 +2,11 @@
 """What a gateway adds: its CPU time per request and per streamed token, its memory and its start, beside other gateways in
 the same run. Standard library only.
 
-  overhead.py [--boute BOUTE] [--rounds N] [--seconds S] [--peer 'NAME=COMMAND with {port} and {engine}']...
+  overhead.py [--boute BOUTE] [--rounds N] [--seconds S] [--peer 'NAME=COMMAND with {port}, {admin} and {engine}']...
 
 An engine that costs nothing, the gateways and the load run on this machine, in interleaved rounds: on a shared machine only
-the ratios between gateways of one run mean much. `closed`: 64 connections, each sends its next small request when it has
-its answer. `stream`: 100 streams of 50 tokens, one each 20 ms. CPU time is what /proc says of the gateway's processes.
+the ratios between gateways of one run mean much. First 64 connections, each of which sends its next small request when it has
+its answer; then 100 streams (`--streams`) of 50 tokens, one each 20 ms (`--gap`). CPU time is what /proc says of the gateway's processes.
 Exits 1 if boute needs more CPU than the best peer, or misses 60 MiB or a start of 0.3 s (0.5 s are allowed on a busy machine).
 """
 
@@ -32,7 +32,7 @@ ANSWER = json.dumps(
     }
 ).encode()
 CHUNK = b'data: {"id":"x","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":{"content":"word "},"finish_reason":null}]}\n\n'
-TOKENS, GAP = 50, 0.02
+TOKENS = 50
 
 
 def chunk(data):
@@ -40,7 +40,9 @@ def chunk(data):
 
 
 class Engine(asyncio.Protocol):
-    """Answers at once, or streams."""
+    """Answers at once, or streams with `gap` seconds before each token."""
+
+    gap = 0.02
 
     def connection_made(self, transport):
         self.transport, self.data = transport, b""
@@ -69,7 +71,7 @@ class Engine(asyncio.Protocol):
     async def stream(self):
         self.transport.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
         for _ in range(TOKENS):
-            await asyncio.sleep(GAP)
+            await asyncio.sleep(self.gap)
             if self.transport.is_closing():
                 return
             self.transport.write(chunk(CHUNK))
@@ -182,16 +184,17 @@ async def ready(port):
         await asyncio.sleep(0.02)
 
 
-async def measure(command, engine, seconds):
+async def measure(command, engine, seconds, streams):
     port = free_port()
-    words = [word.format(port=port, engine=f"http://127.0.0.1:{engine}") for word in command.split()]
+    ports = {"port": port, "admin": free_port(), "engine": f"http://127.0.0.1:{engine}"}
+    words = [word.format(**ports) for word in command.split()]
     started = time.monotonic()
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         await asyncio.wait_for(ready(port), 60)
         start_s = time.monotonic() - started
         request_us, _, rate = await load(port, process.pid, 64, BODY, b"", seconds)
-        _, token_us, _ = await load(port, process.pid, 100, STREAM, b"0\r\n\r\n", seconds)
+        _, token_us, _ = await load(port, process.pid, streams, STREAM, b"0\r\n\r\n", seconds)
         return {"request_us": request_us, "rate": rate, "token_us": token_us, "rss_mib": rss_mib(process.pid), "start_s": start_s}
     finally:
         process.terminate()
@@ -205,9 +208,12 @@ async def main():
     parser.add_argument("--boute", default=str(here / "../../target/release/boute"))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=4)
+    parser.add_argument("--streams", type=int, default=100)
+    parser.add_argument("--gap", type=float, default=Engine.gap)
     parser.add_argument("--peer", action="append", default=[])
     arguments = parser.parse_args()
-    gateways = {"boute": f"{arguments.boute} serve --replica m={{engine}} --listen 127.0.0.1:{{port}}"}
+    Engine.gap = arguments.gap
+    gateways = {"boute": f"{arguments.boute} serve --replica m={{engine}} --listen 127.0.0.1:{{port}} --admin 127.0.0.1:{{admin}}"}
     gateways.update(peer.split("=", 1) for peer in arguments.peer)
     loop = asyncio.get_running_loop()
     server = await loop.create_server(Engine, "127.0.0.1", 0)
@@ -215,7 +221,7 @@ async def main():
     found = {name: [] for name in gateways}
     for _ in range(arguments.rounds):
         for name, command in gateways.items():
-            found[name].append(await measure(command, engine, arguments.seconds))
+            found[name].append(await measure(command, engine, arguments.seconds, arguments.streams))
     median = {
         name: {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
         for name, rounds in found.items()

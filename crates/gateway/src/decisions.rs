@@ -47,7 +47,7 @@ pub(crate) struct Decision<'a> {
     pub(crate) key: Option<&'a str>,
     pub(crate) attempts: u32,
     pub(crate) status: u16,
-    /// `done`, `broken` or `cancelled`.
+    /// `done`, `broken`, `cancelled` or `error`.
     pub(crate) ending: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) ttft_ms: Option<f64>,

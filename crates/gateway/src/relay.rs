@@ -56,6 +56,9 @@ impl Story {
         self.traffic.ended(self.endpoint, ending, ttft, e2e, counted);
         let usage = counted
             .unwrap_or(Usage { prompt_tokens: u64::from(self.prompt_tokens), completion_tokens: chunks });
+        if ending == Ending::Done {
+            self.replica.succeeded();
+        }
         if let Some(key) = &self.key {
             key.charge(usage.prompt_tokens + usage.completion_tokens);
         }

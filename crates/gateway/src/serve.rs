@@ -586,12 +586,7 @@ impl Inner {
                 replica.failed(Fault::Failed, self.now_ms());
                 Verdict::Failed
             }
-            _ => {
-                if status.is_success() {
-                    replica.succeeded();
-                }
-                Verdict::Fine
-            }
+            _ => Verdict::Fine,
         }
     }
 
@@ -688,7 +683,7 @@ impl Inner {
             let error = rest_of(&mut wire, &mut body, first).await;
             replica.pool.give_back(wire);
             drop(place);
-            story.end(Ending::Done, None, None, 0);
+            story.end(Ending::Error, None, None, 0);
             head.headers.remove(header::CONTENT_LENGTH);
             head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
             return hyper::Response::from_parts(head, full(openai_error(status, &error)));

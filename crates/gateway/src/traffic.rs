@@ -15,16 +15,19 @@ pub(crate) enum Ending {
     Broken,
     /// The client went.
     Cancelled,
+    /// It was an error of the engine's.
+    Error,
 }
 
 impl Ending {
-    pub(crate) const ALL: [Self; 3] = [Self::Done, Self::Broken, Self::Cancelled];
+    pub(crate) const ALL: [Self; 4] = [Self::Done, Self::Broken, Self::Cancelled, Self::Error];
 
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Done => "done",
             Self::Broken => "broken",
             Self::Cancelled => "cancelled",
+            Self::Error => "error",
         }
     }
 }
@@ -37,7 +40,7 @@ type Of = fn(&ModelTraffic) -> &Histogram;
 pub(crate) struct ModelTraffic {
     pub(crate) decisions: Counter,
     /// By endpoint and ending.
-    endings: [[Counter; 3]; 4],
+    endings: [[Counter; 4]; 4],
     duration: Histogram,
     pub(crate) ttft: Histogram,
     per_token: Histogram,

@@ -165,6 +165,11 @@ async fn a_death_mid_stream_is_no_clean_end() {
         assert!(!answer.text.contains("[DONE]"), "{}", answer.text);
         assert_eq!(gateway.metric("boute_replica_failures_total"), 1.0);
         gateway.is_idle().await;
+        // A good beginning does not make up for it: the third in a row opens the breaker.
+        for _ in 0..2 {
+            assert!(chat(&gateway, true).await.broken, "{mood:?}");
+        }
+        assert_eq!(gateway.metric("boute_replica_well"), 0.0, "{mood:?}");
     }
 }
 
