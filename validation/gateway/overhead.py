@@ -216,7 +216,7 @@ async def main():
     gateways = {"boute": f"{arguments.boute} serve --replica m={{engine}} --listen 127.0.0.1:{{port}} --admin 127.0.0.1:{{admin}}"}
     gateways.update(peer.split("=", 1) for peer in arguments.peer)
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(Engine, "127.0.0.1", 0)
+    server = await loop.create_server(Engine, "127.0.0.1", 0, backlog=4096)
     engine = server.sockets[0].getsockname()[1]
     found = {name: [] for name in gateways}
     for _ in range(arguments.rounds):
