@@ -10,7 +10,7 @@ use boute_spec::data_file::{parse_quality, parse_trace};
 use boute_spec::file::{Floor, GpuEntry, ModelEntry, QualityEntry, Spec, Stock};
 use boute_spec::parse::parse_spec;
 use boute_spec::plan::InputDigest;
-use boute_spec::units::{RequestsPerSecond, UsdPerHour};
+use boute_spec::units::{BytesPerSecond, RequestsPerSecond, UsdPerHour};
 use boute_spec::workload::{QualityData, Split, Trace};
 
 use crate::failure::Failure;
@@ -105,6 +105,7 @@ pub(crate) fn resolve(
         objective: spec.objective,
         budget: spec.budget.map(UsdPerHour::get),
         robust: spec.robust,
+        disaggregate: spec.disaggregate,
         seed: choices.seed,
         inputs,
         tool_version: env!("CARGO_PKG_VERSION").into(),
@@ -145,7 +146,8 @@ pub(crate) fn offers(
     let catalog = Catalog::builtin();
     gpus.iter()
         .map(|entry| {
-            let gpu = catalog.gpu(&entry.gpu).map_err(Failure::told)?.clone().with_link(entry.link);
+            let mut gpu = catalog.gpu(&entry.gpu).map_err(Failure::told)?.clone().with_link(entry.link);
+            gpu.network_bytes_per_s = entry.network.map_or(gpu.network_bytes_per_s, BytesPerSecond::get);
             let usd_per_gpu_hour = if let Some(price) = entry.price {
                 price.get()
             } else {

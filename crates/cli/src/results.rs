@@ -5,7 +5,6 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use boute_planner::Strategy;
 use boute_spec::score::{CellName, CellResult};
 use serde::{Deserialize, Serialize};
 
@@ -63,8 +62,8 @@ impl Results {
     }
 
     /// Whether a strategy is done in a cell.
-    pub(crate) fn has(&self, cell: &CellName, strategy: Strategy) -> bool {
-        self.known.contains(&(cell.clone(), strategy.name().to_owned()))
+    pub(crate) fn has(&self, cell: &CellName, strategy: &str) -> bool {
+        self.known.contains(&(cell.clone(), strategy.to_owned()))
     }
 
     /// Keeps a result, on disk first.

@@ -9,8 +9,9 @@ use boute_router::certify::{FloorRule, lower_bound};
 use boute_spec::catalog::Source;
 use boute_spec::outcome::Outcome;
 use boute_spec::plan::{
-    Binding, Bound, Deployment, FrontPoint, Interval, InvalidPlan, ModelShare, Objective, PLAN_VERSION, Plan,
-    PlanDraft, Predicted, PredictedMs, PredictedPercentiles, Routing, Targets, Verification,
+    Binding, Bound, Deployment, FrontPoint, Instances, Interval, InvalidPlan, ModelShare, Objective,
+    PLAN_VERSION, Plan, PlanDraft, Predicted, PredictedMs, PredictedPercentiles, Routing, Targets,
+    Verification,
 };
 use boute_spec::policy::RoutingPolicy;
 use boute_spec::slo::{Metric, Percentile};
@@ -219,7 +220,7 @@ pub fn assemble(parts: Parts<'_>) -> Result<Plan, InvalidPlan> {
             .offers
             .iter()
             .map(|offer| &offer.gpu)
-            .filter(|gpu| uses(&|group| group.gpu == gpu.name))
+            .filter(|gpu| uses(&|group| group.instances().iter().any(|it| it.gpu == gpu.name)))
             .cloned()
             .collect(),
         routing: Routing {
@@ -324,12 +325,22 @@ pub fn in_words(deployment: &Deployment) -> String {
         .groups
         .iter()
         .map(|group| {
-            let gpus = match (group.tp, group.pp) {
-                (1, 1) => group.gpu.clone(),
-                (tp, 1) => format!("{tp}×{}", group.gpu),
-                (tp, pp) => format!("{tp}×{pp}×{}", group.gpu),
+            let gpus = |it: &Instances<'_>| match (it.tp, it.pp) {
+                (1, 1) => it.gpu.to_owned(),
+                (tp, 1) => format!("{tp}×{}", it.gpu),
+                (tp, pp) => format!("{tp}×{pp}×{}", it.gpu),
             };
-            format!("{}× {} on {gpus}", group.replicas, group.model)
+            let on = match &group.instances()[..] {
+                [prefill, decode] => format!(
+                    "{} of {} that prefill for {} of {}",
+                    prefill.count,
+                    gpus(prefill),
+                    decode.count,
+                    gpus(decode)
+                ),
+                engines => engines.iter().map(gpus).collect(),
+            };
+            format!("{}× {} on {on}", group.replicas, group.model)
         })
         .collect();
     groups.join(" + ")

@@ -16,6 +16,7 @@ use boute_spec::slo::Metric;
 use boute_spec::units::SimTime;
 use serde::{Deserialize, Serialize};
 
+use crate::candidates::{Candidate, Prefill};
 use crate::verify::backlog_grows;
 
 /// To be raised when the simulator or the table gives other numbers for the same inputs.
@@ -98,9 +99,17 @@ impl StreamDigest {
 }
 
 /// What a replica configuration is known by.
-pub(crate) fn replica_digest(config: &ReplicaConfig) -> String {
-    let ReplicaConfig { model, gpu, tp, pp, engine, .. } = config;
-    sha256_hex(serde_json::json!([model.shape, model.precision, gpu, tp, pp, engine]).to_string().as_bytes())
+pub(crate) fn replica_digest(candidate: &Candidate) -> String {
+    let engine = |config: &ReplicaConfig| {
+        let ReplicaConfig { model, gpu, tp, pp, engine, .. } = config;
+        serde_json::json!([model.shape, model.precision, gpu, tp, pp, engine])
+    };
+    let own = engine(&candidate.config);
+    let all = candidate.prefill.as_ref().map_or(own.clone(), |prefill| {
+        let Prefill { instances, decode_instances, config, .. } = prefill;
+        serde_json::json!([instances, engine(config), decode_instances, own])
+    });
+    sha256_hex(all.to_string().as_bytes())
 }
 
 /// The records of one stream.

@@ -9,7 +9,7 @@
 //!           Σ_l x_cl ≤ a_c·N_c                           a: share of the time that it is there (spot)
 //!           Σ_{of model m} x_cl ≤ Σ a_c·N_c − k           k replicas may be lost
 //!           Σ_{of model m} N_c ≥ fewest
-//!           Σ_{on GPU type g} N_c·gpus_c ≤ stock_g
+//!           Σ N_c·gpus_cg ≤ stock_g                       every GPU type g; a disaggregated candidate is on two
 //!           N_c whole, x_cl real: replicas of one candidate share their load as they like
 //! ```
 //! Its relaxation to real N bounds the value; the branch and bound of `microlp` closes the gap, up to a limit on nodes, so that
@@ -42,8 +42,10 @@ pub struct Column {
     pub model: usize,
     /// Index of the offer.
     pub offer: usize,
-    /// GPUs of one replica.
+    /// GPUs of one replica on that offer.
     pub gpus: f64,
+    /// Another offer, and GPUs of one replica on it.
+    pub other: Option<(usize, f64)>,
     /// Rent of one replica.
     pub usd_per_hour: f64,
     /// Share of the time that it is there.
@@ -52,6 +54,19 @@ pub struct Column {
     pub rate: f64,
     /// Share of its requests over each limit.
     pub over: Vec<f64>,
+}
+
+impl Column {
+    /// GPUs of one replica on an offer.
+    pub fn gpus_on(&self, offer: usize) -> f64 {
+        let other = self.other.filter(|(other, _)| *other == offer).map_or(0.0, |(_, gpus)| gpus);
+        other + if self.offer == offer { self.gpus } else { 0.0 }
+    }
+
+    /// Offers of its GPUs.
+    fn offers(&self) -> impl Iterator<Item = usize> {
+        [self.offer].into_iter().chain(self.other.map(|(offer, _)| offer))
+    }
 }
 
 /// What bounds a deployment.
@@ -117,7 +132,11 @@ pub fn columns(candidates: &[Candidate], levels: &Levels, limits: &Limits, fract
             candidate: index,
             model: candidate.model,
             offer: candidate.offer,
-            gpus: f64::from(candidate.gpus()),
+            gpus: f64::from(candidate.gpus_on(candidate.offer)),
+            other: candidate
+                .prefill_offer()
+                .filter(|offer| *offer != candidate.offer)
+                .map(|offer| (offer, f64::from(candidate.gpus_on(offer)))),
             usd_per_hour: candidate.usd_per_hour,
             available: candidate.available,
             rate: level.rate,
@@ -136,7 +155,7 @@ pub fn columns(candidates: &[Candidate], levels: &Levels, limits: &Limits, fract
     let replaces = |a: &Column, b: &Column| {
         a.model == b.model
             && a.offer == b.offer
-            && a.gpus <= b.gpus
+            && a.offers().all(|offer| a.gpus_on(offer) <= b.gpus_on(offer))
             && of(b.candidate).all(|column| of(a.candidate).any(|other| beats(other, column)))
     };
     let mut heads: Vec<&Column> = Vec::new();
@@ -177,6 +196,16 @@ pub enum Goal {
     Cost,
     /// Highest rate within the budget in the limits.
     Rate,
+}
+
+impl Goal {
+    /// Times this, the least value is the best.
+    pub(crate) const fn sign(self) -> f64 {
+        match self {
+            Self::Cost => 1.0,
+            Self::Rate => -1.0,
+        }
+    }
 }
 
 /// How much work a solution is worth.
@@ -223,8 +252,7 @@ pub fn solve(
     programme.carry_and_keep(problem, fractions, &limits.margins);
     for (offer, stock) in limits.stock.iter().enumerate() {
         if let Some(stock) = stock {
-            let used = |column: &Column| if column.offer == offer { column.gpus } else { 0.0 };
-            programme.row_of_counts(used, f64::from(*stock));
+            programme.row_of_counts(|column| column.gpus_on(offer), f64::from(*stock));
         }
     }
     for model in (0..fractions.len()).filter(|model| fractions[*model] > 0.0) {
@@ -461,8 +489,10 @@ pub(crate) fn most_replicas(
         }
         Goal::Rate => 10_000.0,
     };
-    let by_stock =
-        limits.stock[column.offer].map_or(f64::INFINITY, |stock| (f64::from(stock) / column.gpus).floor());
+    let by_stock = column
+        .offers()
+        .filter_map(|offer| Some((f64::from(limits.stock[offer]?) / column.gpus_on(offer)).floor()))
+        .fold(f64::INFINITY, f64::min);
     let by_money =
         limits.money(goal).map_or(f64::INFINITY, |budget| (budget / column.usd_per_hour + 1e-9).floor());
     by_load.min(by_stock).min(by_money)

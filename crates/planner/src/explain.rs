@@ -5,7 +5,7 @@
 
 use std::fmt::Write as _;
 
-use boute_perf::FitError;
+use boute_perf::{FitError, ReplicaConfig};
 use boute_spec::plan::{Binding, Objective, PlanDraft};
 use boute_spec::workload::{Trace, TraceRequest};
 use rayon::prelude::*;
@@ -321,21 +321,27 @@ impl Ground<'_> {
     fn runners_up(&self, present: &Alternative) -> Vec<RunnerUp> {
         let problem = self.search.problem;
         let mut kinds: Vec<(String, Limits, Vec<Route>)> = Vec::new();
-        let mut pairs: Vec<(usize, usize)> = self
-            .standing
-            .counts
-            .keys()
-            .map(|at| (self.search.candidates[*at].model, self.search.candidates[*at].offer))
-            .collect();
+        let pair = |it: &Candidate| (it.model, it.offer, it.prefill_offer());
+        let used: Vec<&Candidate> =
+            self.standing.counts.keys().map(|at| &self.search.candidates[*at]).collect();
+        let mut pairs: Vec<_> = used.iter().map(|candidate| pair(candidate)).collect();
         pairs.dedup();
-        for pair in pairs {
-            let kind =
-                format!("without {} on {}", problem.models[pair.0].id, problem.offers[pair.1].gpu.name);
-            let limits = self.allowing(|candidate| (candidate.model, candidate.offer) != pair);
+        for (model, offer, prefill) in pairs {
+            let gpu = |offer: usize| &problem.offers[offer].gpu.name;
+            let on = prefill.map_or_else(
+                || gpu(offer).clone(),
+                |it| format!("{} that prefill for {}", gpu(it), gpu(offer)),
+            );
+            let limits = self.allowing(|candidate| pair(candidate) != (model, offer, prefill));
+            let kind = format!("without {} on {on}", problem.models[model].id);
             kinds.push((kind, limits, self.routes.to_vec()));
         }
+        if used.iter().any(|candidate| candidate.prefill.is_some()) {
+            let limits = self.allowing(|candidate| candidate.prefill.is_none());
+            kinds.push(("without disaggregation".into(), limits, self.routes.to_vec()));
+        }
         for (offer, on_offer) in problem.offers.iter().enumerate().filter(|_| problem.offers.len() > 1) {
-            let limits = self.allowing(|candidate| candidate.offer == offer);
+            let limits = self.allowing(|candidate| candidate.gpus_on(offer) == candidate.gpus());
             kinds.push((format!("{} alone", on_offer.gpu.name), limits, self.routes.to_vec()));
         }
         for (model, of_model) in problem.models.iter().enumerate().filter(|_| problem.models.len() > 1) {
@@ -380,12 +386,13 @@ impl Ground<'_> {
         }
         let problem = self.search.problem;
         let mut more = vec![0.0; problem.offers.len()];
-        for (column, count) in &fleet.replicas {
-            more[column.offer] += column.gpus * f64::from(*count);
-        }
-        for (at, count) in &self.standing.counts {
-            let candidate = &self.search.candidates[*at];
-            more[candidate.offer] -= f64::from(candidate.gpus() * count);
+        for (offer, more) in more.iter_mut().enumerate() {
+            for (column, count) in &fleet.replicas {
+                *more += column.gpus_on(offer) * f64::from(*count);
+            }
+            for (at, count) in &self.standing.counts {
+                *more -= f64::from(self.search.candidates[*at].gpus_on(offer) * count);
+            }
         }
         let changes = problem.offers.iter().zip(more).filter(|(_, more)| *more != 0.0);
         let prices = changes.map(|(offer, more)| (offer, offer.usd_per_gpu_hour - dearer / more));
@@ -451,9 +458,7 @@ impl Ground<'_> {
         }
         let of = |at: &usize| &self.search.candidates[*at];
         let fewest = required.iter().map(|at| of(at).gpus()).min().unwrap_or_default();
-        let offered =
-            |at: &usize| problem.offers[of(at).offer].stock.is_none_or(|stock| of(at).gpus() <= stock);
-        if !required.iter().any(offered) {
+        if !required.iter().any(|at| of(at).in_stock(problem)) {
             let names: Vec<String> = required.iter().map(|at| of(at).config.gpu.name.clone()).collect();
             let name = names.first().cloned().unwrap_or_default();
             reasons.push(format!("no stock: a replica takes {fewest} {name} at least"));
@@ -534,8 +539,10 @@ impl Ground<'_> {
         for (offer, on_offer) in problem.offers.iter().enumerate() {
             for factor in CHANGES {
                 let mut candidates = self.search.candidates.to_vec();
-                let priced = candidates.iter_mut().filter(|candidate| candidate.offer == offer);
-                priced.for_each(|candidate| candidate.usd_per_hour *= factor);
+                for candidate in &mut candidates {
+                    let gpus = f64::from(candidate.gpus_on(offer));
+                    candidate.usd_per_hour += (factor - 1.0) * on_offer.usd_per_gpu_hour * gpus;
+                }
                 let search = Search { candidates: &candidates, ..self.search };
                 let (standing, limits) = (self.standing.clone(), self.limits.clone());
                 let ground = Ground { search, standing, limits, ..*self };
@@ -593,8 +600,16 @@ fn with_longer_answers(problem: &Problem, factor: f64) -> Problem {
 
 /// A candidate in words.
 fn named(candidate: &Candidate) -> String {
-    let config = &candidate.config;
-    format!("{} on {} at TP {} × PP {}", config.model.id, config.gpu.name, config.tp, config.pp)
+    let engine =
+        |config: &ReplicaConfig| format!("{} at TP {} × PP {}", config.gpu.name, config.tp, config.pp);
+    let on = candidate.prefill.as_ref().map_or_else(
+        || engine(&candidate.config),
+        |it| {
+            let (prefill, decode) = (engine(&it.config), engine(&candidate.config));
+            format!("{} of {prefill} that prefill for {} of {decode}", it.instances, it.decode_instances)
+        },
+    );
+    format!("{} on {on}", candidate.config.model.id)
 }
 
 /// Why no configuration fits, by the one that comes nearest.
@@ -662,7 +677,7 @@ impl Wanted {
 
     fn is(&self, candidate: &Candidate) -> bool {
         self.model.is_none_or(|model| model == candidate.model)
-            && self.offer.is_none_or(|offer| offer == candidate.offer)
+            && self.offer.is_none_or(|offer| candidate.gpus_on(offer) > 0)
             && self.gpus.is_none_or(|gpus| gpus == candidate.gpus())
     }
 }

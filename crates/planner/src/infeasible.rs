@@ -110,8 +110,9 @@ pub(crate) fn no_fleet(
             .iter()
             .enumerate()
             .filter_map(|(offer, on_offer)| {
-                let replicas = choice.fleet.replicas.iter().filter(|(column, _)| column.offer == offer);
-                let used: f64 = replicas.map(|(column, count)| column.gpus * f64::from(*count)).sum();
+                let replicas = choice.fleet.replicas.iter();
+                let used: f64 =
+                    replicas.map(|(column, count)| column.gpus_on(offer) * f64::from(*count)).sum();
                 let stock = f64::from(on_offer.stock?);
                 (used > stock).then(|| format!("{} {} instead of {}", used, on_offer.gpu.name, stock))
             })

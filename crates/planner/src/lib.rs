@@ -9,9 +9,11 @@
 //! 6. [`score`]: what a plan is worth on traffic that it was neither made nor repaired on.
 
 pub mod assemble;
+mod attribution;
 pub mod candidates;
 pub mod database;
 pub mod deployment;
+mod disaggregate;
 mod explain;
 mod infeasible;
 mod neighbours;
@@ -27,6 +29,7 @@ pub mod table;
 mod uphold;
 pub mod verify;
 
+pub use attribution::Lever;
 pub use database::{Database, Shelf};
 pub use explain::{
     Alternative, ExplainError, Explanation, Question, RunnerUp, Scenario, Verdict, WhyNot, explain,

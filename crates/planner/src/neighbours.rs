@@ -17,6 +17,8 @@ use crate::verify::simulate_fleet;
 const FRONT_POINTS: usize = 20;
 /// Requests that a point of the front is simulated on.
 const FRONT_REQUESTS: usize = 2_000;
+/// Divisions within this part of the best may become it when there is one more unit of something.
+const NEAR: f64 = 0.1;
 
 /// Other divisions of the load with their cheapest (or fastest) fleets, admissible or not.
 pub(crate) fn front_around(attempt: &Attempt, search: &Search<'_>, routes: &[Route]) -> Vec<FrontPoint> {
@@ -66,13 +68,22 @@ fn point(
 }
 
 /// What one more unit of each scarce thing is worth: shadow prices, by solving the relaxation again, in which a part of a
-/// replica can be rented. So they do not hang on where whole replicas happen to fit.
+/// replica can be rented. So they do not hang on where whole replicas happen to fit. Divisions that are far from the best
+/// are left out: a unit so dear that one of them became the best would be worth a little more still.
 pub(crate) fn binding(attempt: &Attempt, search: &Search<'_>, routes: &[Route]) -> Vec<Binding> {
     let problem = search.problem;
     let goal = goal_of(problem.objective);
     let limits = Limits { margins: attempt.margins.clone(), ..search.limits(problem.rate) };
-    let value = |limits: &Limits| search.relaxed(routes, limits, goal);
-    let Some(base) = value(&limits) else { return Vec::new() };
+    let best = |routes: &[Route], limits: &Limits| Some(search.relaxed(routes, limits, goal).first()?.1);
+    let relaxed = search.relaxed(routes, &limits, goal);
+    let Some(&(_, base)) = relaxed.first() else { return Vec::new() };
+    let is_near = |value: f64| (value - base).abs() <= NEAR * base;
+    let near: Vec<Route> = relaxed
+        .iter()
+        .filter(|(_, value)| is_near(*value))
+        .map(|(route, _)| routes[*route].clone())
+        .collect();
+    let value = |limits: &Limits| best(&near, limits);
     let mut changes: Vec<(String, String, Option<f64>)> = Vec::new();
     for (offer, on_offer) in problem.offers.iter().enumerate() {
         let Some(stock) = on_offer.stock else { continue };
@@ -94,11 +105,15 @@ pub(crate) fn binding(attempt: &Attempt, search: &Search<'_>, routes: &[Route]) 
                 FloorRule::Relative { share: (share - 0.01).max(0.0), model }
             }
         };
-        let mut routes = routes.to_vec();
-        admit(&mut routes, &quality.planning, lower);
-        changes.push(("floor".into(), "-0.01".into(), search.relaxed(&routes, &limits, goal)));
+        let mut under_lower = routes.to_vec();
+        admit(&mut under_lower, &quality.planning, lower);
+        for (route, before) in under_lower.iter_mut().zip(routes) {
+            route.admissible &= !before.admissible;
+        }
+        let better = |value: f64| if goal == Goal::Cost { value.min(base) } else { value.max(base) };
+        let value = best(&under_lower, &limits).map_or(base, better);
+        changes.push(("floor".into(), "-0.01".into(), Some(value)));
     }
-    let (unit_of_value, better) = if goal == Goal::Cost { ("$/h", -1.0) } else { ("req/s", 1.0) };
     changes
         .into_iter()
         .filter_map(|(constraint, unit, value)| {
@@ -106,10 +121,10 @@ pub(crate) fn binding(attempt: &Attempt, search: &Search<'_>, routes: &[Route]) 
             let text = match goal {
                 Goal::Cost => format!("{constraint}: {unit} → {}${:.2}/h", sign(worth), worth.abs()),
                 Goal::Rate => {
-                    format!("{constraint}: {unit} → {}{:.2} {unit_of_value}", sign(worth), worth.abs())
+                    format!("{constraint}: {unit} → {}{:.2} req/s", sign(worth), worth.abs())
                 }
             };
-            (worth * better > WORTH_SAYING).then_some(Binding { constraint, unit, worth, text })
+            (-goal.sign() * worth > WORTH_SAYING).then_some(Binding { constraint, unit, worth, text })
         })
         .collect()
 }

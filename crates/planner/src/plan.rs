@@ -4,6 +4,7 @@ use std::cell::OnceCell;
 
 use boute_spec::outcome::Outcome;
 use boute_spec::plan::{Bound, Objective, Plan, Verification};
+use boute_spec::policy::RoutingPolicy;
 use rayon::prelude::*;
 
 use crate::assemble::{Parts, assemble, floor_on};
@@ -18,7 +19,7 @@ use crate::routing::{Route, routes};
 use crate::search::{Choice, Search};
 use crate::strategies::Strategy;
 use crate::strategies::blackbox::EVALUATIONS;
-use crate::table::Table;
+use crate::table::{LengthMix, Table};
 use crate::uphold::{Attempt, Upholder};
 
 /// Every so many routes one point of the front that the `pareto` objective chooses from.
@@ -66,12 +67,21 @@ impl<'a> Prepared<'a> {
     /// # Errors
     /// If no strategy can have a plan, with what would help; if stopped.
     pub fn new(problem: &'a Problem, database: &Database, progress: Progress<'_>) -> Result<Self, PlanError> {
+        Self::with_lengths(problem, LengthMix::ByRoute, database, progress)
+    }
+
+    pub(crate) fn with_lengths(
+        problem: &'a Problem,
+        length_mix: LengthMix,
+        database: &Database,
+        progress: Progress<'_>,
+    ) -> Result<Self, PlanError> {
         let (candidates, misfits) = candidates(problem);
         if candidates.is_empty() {
             return Err(PlanError::Infeasible(nothing_fits(&misfits)));
         }
         let (candidates, table) =
-            Table::build(problem, candidates, database, progress).ok_or(PlanError::Stopped)?;
+            Table::build(problem, candidates, length_mix, database, progress).ok_or(PlanError::Stopped)?;
         let routes = routes(problem, &table.usd_per_query(problem, &candidates));
         if !routes.iter().any(|route| route.admissible) {
             return Err(PlanError::Infeasible(no_route(problem, &routes)));
@@ -79,9 +89,35 @@ impl<'a> Prepared<'a> {
         Ok(Self { problem, candidates, table, routes })
     }
 
+    /// The same with those candidates only that `keep` keeps.
+    pub(crate) fn with_candidates(&self, keep: impl Fn(&Candidate) -> bool) -> Self {
+        let kept: Vec<usize> = (0..self.candidates.len()).filter(|at| keep(&self.candidates[*at])).collect();
+        let candidates = kept.iter().map(|at| self.candidates[*at].clone()).collect();
+        Self { problem: self.problem, candidates, table: self.table.only(&kept), routes: self.routes.clone() }
+    }
+
+    /// The same with those routes only that `keep` keeps.
+    pub(crate) fn with_routes(&self, keep: impl Fn(&RoutingPolicy) -> bool) -> Self {
+        let mut routes = self.routes.clone();
+        for route in &mut routes {
+            route.admissible &= keep(&route.policy);
+        }
+        let (candidates, table) = (self.candidates.clone(), self.table.clone());
+        Self { problem: self.problem, candidates, table, routes }
+    }
+
+    pub(crate) const fn problem(&self) -> &'a Problem {
+        self.problem
+    }
+
+    pub(crate) fn candidates(&self) -> &[Candidate] {
+        &self.candidates
+    }
+
     /// The searches over it.
     pub fn search(&self) -> Search<'_> {
-        Search { problem: self.problem, candidates: &self.candidates, table: &self.table }
+        let disaggregate = self.candidates.iter().any(|candidate| candidate.prefill.is_some());
+        Search { problem: self.problem, candidates: &self.candidates, table: &self.table, disaggregate }
     }
 
     /// The routes, admissible or not.
@@ -96,6 +132,21 @@ impl<'a> Prepared<'a> {
     pub fn draft(&self, strategy: Strategy, progress: Progress<'_>) -> Result<(Plan, Outcome), PlanError> {
         let search = self.search();
         finish(self.attempt(&search, strategy, None, progress)?, &search, self, strategy, None)
+    }
+
+    /// What the exact plan on the table comes to when it is simulated, without repairs.
+    pub(crate) fn unrepaired(&self, progress: Progress<'_>) -> Result<(Plan, Outcome), PlanError> {
+        let search = self.search();
+        let limits = search.limits(self.problem.rate);
+        let chosen = choose(&search, &self.routes, Strategy::Exact, &limits, progress);
+        let (choice, bound) = chosen
+            .ok_or_else(|| PlanError::Infeasible(no_fleet(&search, &self.routes, &limits, progress)))?;
+        let rate = match goal_of(self.problem.objective) {
+            Goal::Cost => self.problem.rate,
+            Goal::Rate => choice.fleet.value,
+        };
+        let attempt = Attempt::new(&search, &self.routes, choice, bound, rate, &limits);
+        finish(attempt, &search, self, Strategy::Exact, None)
     }
 
     /// The same with them, where the strategy proves something.
@@ -121,7 +172,40 @@ impl<'a> Prepared<'a> {
         finish(self.attempt(&search, strategy, earlier, progress)?, &search, self, strategy, around)
     }
 
+    /// What a strategy comes to. Those that prove something are then asked whether disaggregated replicas make a better plan,
+    /// so that one that allows them is never worse than one that does not.
     pub(crate) fn attempt(
+        &self,
+        search: &Search<'_>,
+        strategy: Strategy,
+        earlier: Option<&Plan>,
+        progress: Progress<'_>,
+    ) -> Result<Attempt, PlanError> {
+        let without = Search { disaggregate: false, ..*search };
+        let found = self.attempt_on(&without, strategy, earlier, progress);
+        if !search.disaggregate || !matches!(strategy, Strategy::Default | Strategy::Exact) {
+            return found;
+        }
+        let attempt = match found {
+            Err(PlanError::Infeasible(_)) => return self.attempt_on(search, strategy, None, progress),
+            // What bounds fewer candidates bounds nothing here.
+            found => Attempt { bound: None, ..found? },
+        };
+        let upholder = Upholder::new(search, &self.routes, goal_of(self.problem.objective), progress);
+        let chosen = |limits: &Limits| choose(search, &self.routes, strategy, limits, progress);
+        let best = improved(&upholder, strategy, attempt, &chosen);
+        let optimises = matches!(self.problem.objective, Objective::MinCost | Objective::MaxRate);
+        let mut used = best.choice.fleet.replicas.iter();
+        if strategy == Strategy::Default
+            && optimises
+            && used.any(|(column, _)| self.candidates[column.candidate].prefill.is_some())
+        {
+            return Ok(self.best_quality_of(search, &upholder, best));
+        }
+        Ok(best)
+    }
+
+    fn attempt_on(
         &self,
         search: &Search<'_>,
         strategy: Strategy,
@@ -130,7 +214,7 @@ impl<'a> Prepared<'a> {
     ) -> Result<Attempt, PlanError> {
         let problem = self.problem;
         let goal = goal_of(problem.objective);
-        let upholder = Upholder { search, routes: &self.routes, goal, progress };
+        let upholder = Upholder::new(search, &self.routes, goal, progress);
         let first = OnceCell::new();
         let chosen = |limits: &Limits| self.choose(search, strategy, limits, &first, progress);
         let found = match earlier {
@@ -148,9 +232,13 @@ impl<'a> Prepared<'a> {
         let optimises = matches!(problem.objective, Objective::MinCost | Objective::MaxRate);
         if strategy == Strategy::Default && optimises && (goal == Goal::Rate || best.repairs > 0) {
             let routes = if goal == Goal::Cost { self.spread(search, &best) } else { Vec::new() };
-            let total = (ALTERNATIVES.len() + routes.len()) as u64;
-            let asked =
-                ALTERNATIVES.map(Other::Strategy).into_iter().chain(routes.into_iter().map(Other::Route));
+            let value = best.choice.fleet.value;
+            let proven = best.bound.is_some_and(|bound| (value - bound).abs() <= PROVEN * value);
+            // A search by sampling takes longest, and over the table a proven plan is the better one.
+            let sampled = (goal == Goal::Cost || !proven).then_some(Strategy::Boute);
+            let strategies = ALTERNATIVES.into_iter().chain(sampled).map(Other::Strategy);
+            let asked: Vec<Other> = strategies.chain(routes.into_iter().map(Other::Route)).collect();
+            let total = asked.len() as u64;
             for (done, other) in (0..).zip(asked) {
                 let message = "asking other plans".into();
                 if progress(&Step { message, done, total }) {
@@ -183,10 +271,10 @@ impl<'a> Prepared<'a> {
         let certified = |route: usize| {
             self.routes[route].certified.map_or(f64::NEG_INFINITY, |certified| certified.lower_bound)
         };
-        let fleet = &best.choice.fleet;
+        let (fleet, goal) = (&best.choice.fleet, upholder.goal);
         let counts = fleet.counts();
         // A fleet that was chosen for its rate is to lose nothing of it.
-        let needed = match upholder.goal {
+        let needed = match goal {
             Goal::Cost => best.rate * search.limits(best.rate).margins[0],
             Goal::Rate => fleet.value,
         };
@@ -197,7 +285,7 @@ impl<'a> Prepared<'a> {
             })
             .filter_map(|route| {
                 let carried = search.assess(&self.routes[route], &counts)?;
-                let value = if upholder.goal == Goal::Cost { fleet.value } else { carried.value };
+                let value = if goal == Goal::Cost { fleet.value } else { carried.value };
                 (carried.value >= needed).then_some(Choice { route, fleet: Fleet { value, ..carried } })
             })
             .collect();
@@ -316,15 +404,16 @@ enum Other {
 const BETTER_ROUTES: usize = 6;
 /// Routes that the default strategy asks where the exact plan did not hold, at most.
 const OTHER_ROUTES: usize = 12;
-/// Strategies that it asks; the last takes longest.
-const ALTERNATIVES: [Strategy; 7] = [
+/// A plan is proven if no other is better by more than this part.
+const PROVEN: f64 = 0.01;
+/// Strategies that it asks.
+const ALTERNATIVES: [Strategy; 6] = [
     Strategy::Sequential,
     Strategy::RoutingProportional,
     Strategy::Homogeneous,
     Strategy::HeterogeneousSingle,
     Strategy::Cascadia,
     Strategy::Agh,
-    Strategy::Boute,
 ];
 
 /// The goal of the sweep for an objective.

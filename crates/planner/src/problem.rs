@@ -73,6 +73,8 @@ pub struct Problem {
     pub budget: Option<f64>,
     /// What the plan must stand.
     pub robust: Robust,
+    /// Whether prompts may be computed by other engines than answers.
+    pub disaggregate: bool,
     /// Seed of every random choice.
     pub seed: u64,
     /// Digests for the plan.

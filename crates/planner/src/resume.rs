@@ -60,7 +60,7 @@ pub(crate) fn improved(
     earlier: Attempt,
     chosen: Choose<'_>,
 ) -> Attempt {
-    let Upholder { search, routes, goal, progress } = *upholder;
+    let Upholder { search, routes, goal, progress, .. } = *upholder;
     let problem = search.problem;
     let optimises = matches!(problem.objective, Objective::MinCost | Objective::MaxRate);
     let sweeps = optimises && matches!(strategy, Strategy::Default | Strategy::Exact);

@@ -204,9 +204,7 @@ fn interval(values: &[f64]) -> (f64, f64) {
 /// a time, in seconds. Where no replica of it fits the GPUs on offer, of the largest model that does; `None` if none does.
 pub fn unloaded_e2e_p95_s(problem: &Problem) -> Option<f64> {
     let (candidates, _) = candidates(problem);
-    let stocked = |candidate: &&Candidate| {
-        problem.offers[candidate.offer].stock.is_none_or(|stock| candidate.gpus() <= stock)
-    };
+    let stocked = |candidate: &&Candidate| candidate.in_stock(problem);
     let size = |candidate: &Candidate| candidate.config.model.shape.parameters();
     let largest = candidates.iter().filter(stocked).max_by(|a, b| size(a).total_cmp(&size(b)))?.model;
     let alone = alone(&problem.planning_trace);

@@ -23,6 +23,7 @@ pub struct Choice {
 }
 
 /// Everything a search needs.
+#[derive(Clone, Copy)]
 pub struct Search<'a> {
     /// The problem.
     pub problem: &'a Problem,
@@ -30,6 +31,8 @@ pub struct Search<'a> {
     pub candidates: &'a [Candidate],
     /// How they do.
     pub table: &'a Table,
+    /// Whether disaggregated ones may be used.
+    pub disaggregate: bool,
 }
 
 impl Search<'_> {
@@ -40,7 +43,7 @@ impl Search<'_> {
             budget: self.problem.budget,
             stock: self.problem.offers.iter().map(|offer| offer.stock).collect(),
             looser: false,
-            allowed: vec![true; self.candidates.len()],
+            allowed: self.candidates.iter().map(|it| self.disaggregate || it.prefill.is_none()).collect(),
             beat: None,
             margins: vec![self.least_margin(); self.problem.models.len()],
             required: Vec::new(),
@@ -84,14 +87,18 @@ impl Search<'_> {
         counts.iter().map(|(at, count)| self.candidates[*at].usd_per_hour * f64::from(*count)).sum()
     }
 
-    /// The best value of the relaxation over the admissible `routes`, in which a part of a replica can be rented.
-    pub fn relaxed(&self, routes: &[Route], limits: &Limits, goal: Goal) -> Option<f64> {
-        let values = routes.par_iter().filter(|route| route.admissible);
-        let values = values.filter_map(|route| Some(self.fleet(route, limits, goal, Effort::Relaxed)?.value));
-        match goal {
-            Goal::Cost => values.reduce_with(f64::min),
-            Goal::Rate => values.reduce_with(f64::max),
-        }
+    /// Admissible routes that have a fleet, best first, with the value of their relaxation, in which a part of a replica can be
+    /// rented.
+    pub fn relaxed(&self, routes: &[Route], limits: &Limits, goal: Goal) -> Vec<(usize, f64)> {
+        let mut relaxed: Vec<(usize, f64)> = (0..routes.len())
+            .into_par_iter()
+            .filter(|route| routes[*route].admissible)
+            .filter_map(|route| {
+                Some((route, self.fleet(&routes[route], limits, goal, Effort::Relaxed)?.value))
+            })
+            .collect();
+        relaxed.sort_by(|a, b| (goal.sign() * a.1).total_cmp(&(goal.sign() * b.1)).then(a.0.cmp(&b.0)));
+        relaxed
     }
 
     /// The best of the admissible `routes` for `goal`, and a bound that no plan over this table beats. Routes are visited in
@@ -118,16 +125,10 @@ impl Search<'_> {
         effort: Effort,
         progress: Progress<'_>,
     ) -> Option<(Choice, f64)> {
-        // Least is best for both goals.
-        let sign = if goal == Goal::Cost { 1.0 } else { -1.0 };
-        let mut relaxed: Vec<(usize, f64)> = (0..routes.len())
-            .into_par_iter()
-            .filter(|route| routes[*route].admissible)
-            .filter_map(|route| {
-                Some((route, sign * self.fleet(&routes[route], limits, goal, Effort::Relaxed)?.value))
-            })
-            .collect();
-        relaxed.sort_by(|a, b| a.1.total_cmp(&b.1).then(a.0.cmp(&b.0)));
+        let sign = goal.sign();
+        let relaxed = self.relaxed(routes, limits, goal);
+        let relaxed: Vec<(usize, f64)> =
+            relaxed.into_iter().map(|(route, value)| (route, sign * value)).collect();
         let bound_of_all = relaxed.first()?.1;
         let mut best = incumbent.map(|choice| (sign * choice.fleet.value, choice));
         let mut proven = f64::INFINITY;

@@ -23,11 +23,7 @@ impl Standing {
     pub(crate) fn find(plan: &PlanDraft, search: &Search<'_>, routes: &[Route]) -> Result<Self, String> {
         let mut counts = BTreeMap::new();
         for group in &plan.deployment.groups {
-            let at = search.candidates.iter().position(|candidate| {
-                let config = &candidate.config;
-                (&config.model.id, &config.gpu.name) == (&group.model, &group.gpu)
-                    && (config.tp, config.pp) == (group.tp, group.pp)
-            });
+            let at = search.candidates.iter().position(|candidate| candidate.is_of(group));
             let at = at.ok_or_else(|| {
                 format!("`{}` is none of the configurations that this spec can use", group.id)
             })?;

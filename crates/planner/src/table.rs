@@ -11,11 +11,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use boute_perf::{Calibration, ReplicaModel};
+use boute_perf::interval::Spread;
+use boute_perf::{Calibration, ReplicaConfig, ReplicaModel};
 use boute_router::decide::Decider;
 use boute_router::policy::{assign, policy_for_fractions};
-use boute_sim::fleet::replica;
+use boute_sim::fleet::replica_of;
 use boute_sim::{ReplicaSpec, Request, simulate};
+use boute_spec::catalog::Source;
 use boute_spec::file::Lengths;
 use boute_spec::outcome::RequestOutcome;
 use boute_spec::slo::{Metric, SloTarget};
@@ -26,6 +28,7 @@ use rayon::prelude::*;
 
 use crate::candidates::{Candidate, share_for};
 use crate::database::{Book, Database, Entry, Record, StreamDigest, replica_digest};
+use crate::disaggregate::disaggregated;
 use crate::problem::{Problem, Progress, Step};
 
 /// Loads, as shares of what the replica carries when a batch of requests comes at once; with the last of them running
@@ -64,6 +67,15 @@ pub struct Level {
 /// Levels per candidate, ascending in rate, for one length mix; none for a candidate whose model has no share in it.
 pub type Levels = Vec<Vec<Level>>;
 
+/// Whose lengths a model is measured with, where lengths are the queries' own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LengthMix {
+    /// Those of the queries that are routed to it.
+    ByRoute,
+    /// Those of all.
+    Overall,
+}
+
 /// The table.
 #[derive(Debug, Clone)]
 pub struct Table {
@@ -79,13 +91,14 @@ impl Table {
     ///
     /// A candidate is dominated if another of the same model and GPU type with no more GPUs carries as much per GPU and is
     /// as fast alone, under every length mix.
-    pub fn build(
+    pub(crate) fn build(
         problem: &Problem,
         candidates: Vec<Candidate>,
+        length_mix: LengthMix,
         database: &Database,
         progress: Progress<'_>,
     ) -> Option<(Vec<Candidate>, Self)> {
-        let mixes = mixes(problem);
+        let mixes = mixes(problem, length_mix);
         let desks: Vec<Vec<Option<Desk<'_>>>> = mixes
             .iter()
             .map(|(fractions, lengths)| {
@@ -120,7 +133,11 @@ impl Table {
                 None => kept.push(candidate),
             }
         }
-        let candidates = kept;
+        let mut candidates = kept;
+        if problem.disaggregate {
+            let means = |model: usize| desks.iter().find_map(|desks| Some(desks[model].as_ref()?.means));
+            candidates.extend(disaggregated(problem, &candidates, means));
+        }
         let pairs = jobs(&candidates);
         let message = "simulating replica configurations";
         let levels = at_desks(&desks, &candidates, &pairs, message, progress, Desk::levels);
@@ -135,8 +152,15 @@ impl Table {
         Some((candidates, Self { mixes: table, dominated }))
     }
 
-    /// What a query costs on each model's cheapest replica that keeps the promises alone; where none does, on the cheapest.
-    /// `None` for a model that runs nowhere.
+    /// The rows of the `kept` candidates.
+    pub(crate) fn only(&self, kept: &[usize]) -> Self {
+        let rows = |levels: &Levels| kept.iter().map(|at| levels[*at].clone()).collect();
+        let mixes = self.mixes.iter().map(|(fractions, levels)| (fractions.clone(), rows(levels)));
+        Self { mixes: mixes.collect(), dominated: self.dominated.clone() }
+    }
+
+    /// What a query costs on each model's cheapest replica of one engine that keeps the promises alone; where none does, on
+    /// the cheapest. `None` for a model that runs nowhere.
     pub fn usd_per_query(&self, problem: &Problem, candidates: &[Candidate]) -> Vec<Option<f64>> {
         let keeps = |level: &&Level| {
             let allowed = problem.slo.iter().map(|target| 1.0 - target.percentile.share());
@@ -146,7 +170,7 @@ impl Table {
             self.mixes
                 .iter()
                 .flat_map(|(_, levels)| candidates.iter().zip(levels))
-                .filter(|(candidate, _)| candidate.model == model)
+                .filter(|(candidate, _)| candidate.model == model && candidate.prefill.is_none())
                 .flat_map(|(candidate, levels)| {
                     let usable = levels.iter().filter(|level| !keeping || keeps(level));
                     usable.map(|level| candidate.usd_per_hour / 3600.0 / level.rate)
@@ -214,7 +238,7 @@ fn dominator(at: usize, candidates: &[Candidate], known: &[Vec<Entry>]) -> Optio
 type Tokens = Vec<(u32, u32)>;
 
 /// Load fractions and, per model, the lengths it sees.
-fn mixes(problem: &Problem) -> Vec<(Vec<f64>, Vec<Tokens>)> {
+fn mixes(problem: &Problem, length_mix: LengthMix) -> Vec<(Vec<f64>, Vec<Tokens>)> {
     let models = problem.models.len();
     let scales = problem.output_scales();
     let of_trace = |model: usize| {
@@ -226,6 +250,13 @@ fn mixes(problem: &Problem) -> Vec<(Vec<f64>, Vec<Tokens>)> {
     };
     let queries = &quality.planning;
     let ids = problem.model_ids();
+    let tokens = |query: usize, model: usize| {
+        problem.tokens(&problem.planning_trace.requests()[0], Some((queries, query)), model, 1.0)
+    };
+    if length_mix == LengthMix::Overall {
+        let of_all = |model: usize| (0..queries.len()).map(|query| tokens(query, model)).collect();
+        return vec![(vec![1.0 / models as f64; models], (0..models).map(of_all).collect())];
+    }
     anchors(models)
         .into_iter()
         .map(|fractions| {
@@ -236,10 +267,7 @@ fn mixes(problem: &Problem) -> Vec<(Vec<f64>, Vec<Tokens>)> {
                 .map(|model| {
                     let routed: Tokens = (0..queries.len())
                         .filter(|query| assignment[*query] == model)
-                        .map(|query| {
-                            let request = &problem.planning_trace.requests()[0];
-                            problem.tokens(request, Some((queries, query)), model, 1.0)
-                        })
+                        .map(|query| tokens(query, model))
                         .collect();
                     if routed.is_empty() { of_trace(model) } else { routed }
                 })
@@ -280,13 +308,13 @@ impl<'a> Desk<'a> {
 
     fn replica(&self, candidate: &Candidate) -> ReplicaSpec<ReplicaModel> {
         let share = share_for(candidate.config.model.id.clone(), self.means.0, self.means.1);
-        replica(&candidate.group(1, 0.0), &candidate.config.model, &candidate.config.gpu, 0, &share)
+        replica_of(&candidate.group(1, 0.0), &candidate.config.model, &candidate.gpu_types(), 0, &share)
             .expect("candidates fit")
     }
 
     /// What is known of a candidate; its capacity and its speed alone are measured if nothing is.
     fn entry(&self, candidate: &Candidate) -> Entry {
-        let name = replica_digest(&candidate.config);
+        let name = replica_digest(candidate);
         self.book.entry(&name).unwrap_or_else(|| {
             let spec = self.replica(candidate);
             let lengths = || cycle(self.problem, self.tokens);
@@ -348,7 +376,7 @@ impl<'a> Desk<'a> {
             }
         }
         if entry.records.len() > before {
-            self.book.put(&replica_digest(&candidate.config), entry);
+            self.book.put(&replica_digest(candidate), entry);
         }
         levels
     }
@@ -426,12 +454,19 @@ fn level(problem: &Problem, model: usize, rate: f64, record: &Record) -> Level {
     }
 }
 
-/// How far off predictions for a candidate may be.
-pub(crate) fn spread_of(candidate: &Candidate) -> boute_perf::interval::Spread {
-    Calibration::builtin().spread(candidate.config.kind(source_of(candidate)))
+/// How far off predictions for a candidate may be: its TTFT as that of the engines that compute prompts.
+pub(crate) fn spread_of(candidate: &Candidate) -> Spread {
+    let of = |config: &ReplicaConfig| {
+        let calibration = Calibration::builtin();
+        calibration.spread(config.kind(calibration.source(&config.gpu)))
+    };
+    let own = of(&candidate.config);
+    candidate.prefill.as_ref().map_or(own, |prefill| Spread { ttft: of(&prefill.config).ttft, ..own })
 }
 
-/// Whether the calibration of a candidate was measured; kept here with the other uses of the cost model.
-pub(crate) fn source_of(candidate: &Candidate) -> boute_spec::catalog::Source {
-    Calibration::builtin().source(&candidate.config.gpu)
+/// Whether the calibration of a candidate was measured, the worst of its engines'; kept here with the other uses of the
+/// cost model.
+pub(crate) fn source_of(candidate: &Candidate) -> Source {
+    let source = |config: &ReplicaConfig| Calibration::builtin().source(&config.gpu);
+    candidate.configs().map(source).max().unwrap_or(Source::Assumed)
 }

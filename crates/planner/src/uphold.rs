@@ -8,11 +8,12 @@
 //!
 //! The default strategy then asks the cheap ones too, and keeps whatever is better *when simulated*.
 
-use std::collections::BTreeSet;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 
 use boute_spec::file::Robust;
 use boute_spec::outcome::RequestOutcome;
-use boute_spec::plan::{Deployment, Objective};
+use boute_spec::plan::{Deployment, ModelShare, Objective};
 use boute_spec::slo::SloTarget;
 use rayon::prelude::*;
 
@@ -54,7 +55,7 @@ pub(crate) struct Attempt {
 pub(crate) type Choose<'a> = &'a dyn Fn(&Limits) -> Option<(Choice, Option<f64>)>;
 
 impl Attempt {
-    fn new(
+    pub(crate) fn new(
         search: &Search<'_>,
         routes: &[Route],
         choice: Choice,
@@ -77,46 +78,34 @@ impl Attempt {
         rate: f64,
         margins: &[f64],
     ) -> Self {
-        let problem = search.problem;
+        let simulation = Simulation::new(search, &routes[choice.route], &deployment, rate);
+        let (planned, verified) = simulation.windows();
+        let stressed = simulation.stressed();
+        let margins = margins.to_vec();
+        Self { choice, bound, rate, margins, deployment, planned, verified, stressed, repairs: 0 }
+    }
+
+    /// An attempt that holds; the hardest runs are made first, and no others if they break a promise.
+    fn if_it_holds(
+        search: &Search<'_>,
+        routes: &[Route],
+        choice: &Choice,
+        bound: Option<f64>,
+        rate: f64,
+        limits: &Limits,
+    ) -> Option<Self> {
         let route = &routes[choice.route];
-        let shares = shares(problem, route);
-        let run = |held_out: bool, deployment: &Deployment, rate: f64, stretch: f64| {
-            let trace = if held_out { &problem.verification_trace } else { &problem.planning_trace };
-            let trace = if rate == problem.rate { trace } else { &trace.at_rate(rate) };
-            let queries =
-                problem.quality.as_ref().map(|at| if held_out { &at.held_out } else { &at.planning });
-            simulate_fleet(problem, deployment, &route.policy, &shares, trace, queries, stretch)
-        };
-        let (planned, verified) =
-            rayon::join(|| run(false, &deployment, rate, 1.0), || run(true, &deployment, rate, 1.0));
-        let Robust { rate: faster, lengths, lost_replicas, .. } = problem.robust;
-        let mut stresses: Vec<(Deployment, f64, f64)> = Vec::new();
-        if faster > 1.0 {
-            stresses.push((deployment.clone(), faster, 1.0));
+        let deployment = deployment(search.candidates, &choice.fleet, &route.stats.fractions, rate);
+        let simulation = Simulation::new(search, route, &deployment, rate);
+        let stressed = simulation.stressed();
+        if !stressed.iter().all(|run| kept(search.problem, run)) {
+            return None;
         }
-        if lengths > 1.0 {
-            stresses.push((deployment.clone(), 1.0, lengths));
-        }
-        if lost_replicas > 0 {
-            let losses =
-                route.policy.models().into_iter().map(|model| deployment.without(model, lost_replicas));
-            stresses.extend(losses.map(|left| (left, 1.0, 1.0)));
-        }
-        let stressed = stresses
-            .par_iter()
-            .map(|(deployment, faster, stretch)| run(false, deployment, rate * faster, *stretch))
-            .collect();
-        Self {
-            choice,
-            bound,
-            rate,
-            margins: margins.to_vec(),
-            deployment,
-            planned,
-            verified,
-            stressed,
-            repairs: 0,
-        }
+        let (planned, verified) = simulation.windows();
+        let (choice, margins) = (choice.clone(), limits.margins.clone());
+        let attempt =
+            Self { choice, bound, rate, margins, deployment, planned, verified, stressed, repairs: 0 };
+        attempt.holds(search.problem).then_some(attempt)
     }
 
     /// Whether every promise was kept in every run and every model has its replicas. A highest rate must also be one that can go
@@ -129,10 +118,7 @@ impl Attempt {
             own.map(|group| group.replicas).sum()
         };
         models.into_iter().all(|model| replicas(model) >= problem.robust.min_replicas)
-            && self.runs().all(|run| match problem.objective {
-                Objective::MaxRate => holds(problem, run),
-                _ => broken(problem, run).is_empty(),
-            })
+            && self.runs().all(|run| kept(problem, run))
     }
 
     fn runs(&self) -> impl Iterator<Item = &FleetRun> {
@@ -162,6 +148,65 @@ impl Attempt {
         }
         let culprit = (0..blame.len()).max_by(|a, b| blame[*a].total_cmp(&blame[*b])).unwrap_or_default();
         (culprit, 1.0 + ((worst - 1.0) / 2.0).clamp(STEPS.0, STEPS.1))
+    }
+}
+
+fn kept(problem: &Problem, run: &FleetRun) -> bool {
+    match problem.objective {
+        Objective::MaxRate => holds(problem, run),
+        _ => broken(problem, run).is_empty(),
+    }
+}
+
+/// The simulations of a deployment at a rate.
+struct Simulation<'a> {
+    problem: &'a Problem,
+    route: &'a Route,
+    deployment: &'a Deployment,
+    shares: Vec<ModelShare>,
+    rate: f64,
+}
+
+impl<'a> Simulation<'a> {
+    fn new(search: &Search<'a>, route: &'a Route, deployment: &'a Deployment, rate: f64) -> Self {
+        let problem = search.problem;
+        Self { problem, route, deployment, shares: shares(problem, route), rate }
+    }
+
+    fn run(&self, held_out: bool, deployment: &Deployment, faster: f64, stretch: f64) -> FleetRun {
+        let problem = self.problem;
+        let trace = if held_out { &problem.verification_trace } else { &problem.planning_trace };
+        let rate = self.rate * faster;
+        let trace = if rate == problem.rate { trace } else { &trace.at_rate(rate) };
+        let queries = problem.quality.as_ref().map(|at| if held_out { &at.held_out } else { &at.planning });
+        simulate_fleet(problem, deployment, &self.route.policy, &self.shares, trace, queries, stretch)
+    }
+
+    /// On the planning and on the verification window.
+    fn windows(&self) -> (FleetRun, FleetRun) {
+        let run = |held_out| self.run(held_out, self.deployment, 1.0, 1.0);
+        rayon::join(|| run(false), || run(true))
+    }
+
+    /// On the planning window with what the plan must stand, one thing at a time.
+    fn stressed(&self) -> Vec<FleetRun> {
+        let Robust { rate: faster, lengths, lost_replicas, .. } = self.problem.robust;
+        let mut stresses: Vec<(Deployment, f64, f64)> = Vec::new();
+        if faster > 1.0 {
+            stresses.push((self.deployment.clone(), faster, 1.0));
+        }
+        if lengths > 1.0 {
+            stresses.push((self.deployment.clone(), 1.0, lengths));
+        }
+        if lost_replicas > 0 {
+            let models = self.route.policy.models();
+            let losses = models.into_iter().map(|model| self.deployment.without(model, lost_replicas));
+            stresses.extend(losses.map(|left| (left, 1.0, 1.0)));
+        }
+        let run = |(deployment, faster, stretch): &(Deployment, f64, f64)| {
+            self.run(false, deployment, *faster, *stretch)
+        };
+        stresses.par_iter().map(run).collect()
     }
 }
 
@@ -200,9 +245,20 @@ pub(crate) struct Upholder<'a> {
     pub(crate) routes: &'a [Route],
     pub(crate) goal: Goal,
     pub(crate) progress: Progress<'a>,
+    /// Routes and fleets whose highest rate is known: what several strategies choose is simulated once.
+    tried: RefCell<BTreeSet<(usize, BTreeMap<usize, u32>)>>,
 }
 
-impl Upholder<'_> {
+impl<'a> Upholder<'a> {
+    pub(crate) const fn new(
+        search: &'a Search<'a>,
+        routes: &'a [Route],
+        goal: Goal,
+        progress: Progress<'a>,
+    ) -> Self {
+        Self { search, routes, goal, progress, tried: RefCell::new(BTreeSet::new()) }
+    }
+
     fn problem(&self) -> &Problem {
         self.search.problem
     }
@@ -299,8 +355,10 @@ impl Upholder<'_> {
         limits: &Limits,
         than: Option<f64>,
     ) -> Option<Attempt> {
+        if !self.tried.borrow_mut().insert((choice.route, choice.fleet.counts())) {
+            return None;
+        }
         let promised = choice.fleet.value;
-        let at = |rate: f64| Attempt::new(self.search, self.routes, choice.clone(), bound, rate, limits);
         let (mut low, mut high) = (RATES.0 * promised, RATES.1 * promised);
         let mut rate = than.map_or(promised, |than| than * (1.0 + CLOSE));
         if rate >= high {
@@ -309,16 +367,16 @@ impl Upholder<'_> {
         let mut best: Option<Attempt> = None;
         let mut repairs = 0;
         while high - low > CLOSE * promised && !self.stopped(repairs) {
-            let attempt = Attempt { repairs, ..at(rate) };
-            repairs += 1;
-            if attempt.holds(self.problem()) {
+            let attempt = Attempt::if_it_holds(self.search, self.routes, choice, bound, rate, limits);
+            if let Some(attempt) = attempt {
                 low = rate;
-                best = Some(attempt);
+                best = Some(Attempt { repairs, ..attempt });
             } else if best.is_none() && than.is_some() {
                 return None;
             } else {
                 high = rate;
             }
+            repairs += 1;
             // First near what the table promises, then by halves.
             rate = if best.is_some() && high == RATES.1 * promised {
                 (low * 1.04).min(f64::midpoint(low, high))
@@ -328,6 +386,7 @@ impl Upholder<'_> {
                 f64::midpoint(low, high)
             };
         }
-        best.or_else(|| than.is_none().then(|| at(low)))
+        let at_low = || Attempt::new(self.search, self.routes, choice.clone(), bound, low, limits);
+        best.or_else(|| than.is_none().then(at_low))
     }
 }

@@ -2,7 +2,7 @@
 #![cfg(test)]
 
 use boute_spec::catalog::Catalog;
-use boute_spec::plan::{Plan, PlanDraft};
+use boute_spec::plan::{Disaggregated, Plan, PlanDraft, PrefillInstances};
 
 /// The plan in `tests/data/plan.json`, with models and GPUs from the catalogue.
 pub(crate) fn plan() -> Plan {
@@ -13,5 +13,21 @@ pub(crate) fn plan() -> Plan {
     let gpus = ["L40S", "H100-SXM"].map(|name| catalog.gpu(name).unwrap());
     draft["gpus"] = serde_json::to_value(gpus).unwrap();
     let draft: PlanDraft = serde_json::from_value(draft).unwrap();
+    Plan::try_from(draft).unwrap()
+}
+
+/// The same where two engines on L40S compute the prompts of the seventy-billion model.
+pub(crate) fn disaggregated_plan() -> Plan {
+    let mut draft = PlanDraft::from(plan());
+    let group = &mut draft.deployment.groups[1];
+    let prefill = PrefillInstances {
+        instances: 2,
+        gpu: "L40S".into(),
+        tp: 4,
+        pp: 1,
+        kv_cache_tokens: 100_000,
+        engine: group.engine.clone(),
+    };
+    group.disaggregated = Some(Disaggregated { decode_instances: 1, prefill });
     Plan::try_from(draft).unwrap()
 }

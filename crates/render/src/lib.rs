@@ -1,6 +1,7 @@
 //! Pure views of checked data: texts for the terminal, a page to look at, files that run a plan.
 
 pub mod comparison;
+mod engines;
 pub mod export;
 mod fixture;
 pub mod report;

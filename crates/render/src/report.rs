@@ -7,6 +7,7 @@ use boute_spec::plan::Plan;
 use serde_json::json;
 
 use crate::StrategyRow;
+use crate::engines::{counted, of_engines};
 use crate::svg::{bars, escape, fleet, front, latency, quality_curve, series, standalone};
 use crate::terminal::time;
 
@@ -139,8 +140,8 @@ fn groups_table(plan: &Plan) -> String {
     let rows = plan.deployment.groups.iter().map(|group| {
         vec![
             group.model.clone(),
-            group.gpu.clone(),
-            format!("{} × {}", group.tp, group.pp),
+            of_engines(group, |it| it.gpu.to_owned()),
+            of_engines(group, |it| format!("{}{} × {}", counted(it), it.tp, it.pp)),
             group.replicas.to_string(),
             group.gpus().to_string(),
             format!("{:.2}", group.usd_per_hour.get()),

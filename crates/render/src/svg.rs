@@ -3,9 +3,10 @@
 use std::fmt::Write;
 
 use boute_spec::outcome::{Outcome, quantile};
-use boute_spec::plan::{FrontPoint, PlanDraft};
+use boute_spec::plan::{FrontPoint, Instances, PlanDraft, Role};
 use boute_spec::slo::{Metric, Percentile};
 
+use crate::engines::{counted, of_engines, parallelism};
 use crate::terminal::time;
 
 /// Text made safe for HTML and SVG.
@@ -148,7 +149,7 @@ pub(crate) fn front(points: &[FrontPoint], floor: Option<f64>) -> String {
     out
 }
 
-/// The fleet: one box per GPU, joined into replicas, coloured by model.
+/// The fleet: one box per GPU, joined into replicas, coloured by model; GPUs that only compute prompts are paler.
 pub(crate) fn fleet(plan: &PlanDraft) -> String {
     let (cell, gap, per_row) = (26.0, 5.0, 18_usize);
     let models: Vec<&str> = plan.routing.models.iter().map(|share| share.model.as_str()).collect();
@@ -157,16 +158,16 @@ pub(crate) fn fleet(plan: &PlanDraft) -> String {
     for group in &plan.deployment.groups {
         let colour = series(models.iter().position(|model| *model == group.model).unwrap_or_default());
         let label = format!(
-            "{}× {} · TP{}{} on {} · ${:.2}/h",
+            "{}× {} · {} · ${:.2}/h",
             group.replicas,
             group.model,
-            group.tp,
-            if group.pp > 1 { format!(" × PP{}", group.pp) } else { String::new() },
-            group.gpu,
+            of_engines(group, |it| format!("{}{} on {}", counted(it), parallelism(it), it.gpu)),
             group.usd_per_hour.get()
         );
         let _ = write!(out, "<text class=\"direct\" x=\"0\" y=\"{:.1}\">{}</text>", y + 14.0, escape(&label));
         y += 22.0;
+        let prefilling: u32 =
+            group.instances().iter().filter(|it| it.role == Role::Prefill).map(Instances::gpus).sum();
         let gpus = group.gpus_per_replica() as usize;
         let replicas_per_row = (per_row / gpus).max(1);
         for replica in 0..group.replicas as usize {
@@ -174,9 +175,10 @@ pub(crate) fn fleet(plan: &PlanDraft) -> String {
             let x0 = column as f64 * (gpus as f64 * cell + gap + 4.0);
             let y0 = y + row as f64 * (cell + gap);
             for gpu in 0..gpus {
+                let paler = if gpu < prefilling as usize { " fill-opacity=\"0.5\"" } else { "" };
                 let _ = write!(
                     out,
-                    "<rect x=\"{:.1}\" y=\"{y0:.1}\" width=\"{:.1}\" height=\"{:.1}\" rx=\"4\" fill=\"{colour}\"/>",
+                    "<rect x=\"{:.1}\" y=\"{y0:.1}\" width=\"{:.1}\" height=\"{:.1}\" rx=\"4\" fill=\"{colour}\"{paler}/>",
                     x0 + gpu as f64 * cell,
                     cell - 3.0,
                     cell - 3.0

@@ -8,6 +8,7 @@ use boute_spec::slo::{Metric, Percentile};
 use comfy_table::{CellAlignment, Table, presets};
 
 use crate::StrategyRow;
+use crate::engines::{counted, of_engines, parallelism};
 
 /// Rows of the chart.
 const CHART_ROWS: usize = 12;
@@ -47,15 +48,10 @@ pub fn plan_summary(plan: &PlanDraft, width: usize, colour: bool) -> String {
 
     let _ = writeln!(out, "\n{}", heading("Fleet", colour));
     let rows = plan.deployment.groups.iter().map(|group| {
-        let parallel = if group.pp > 1 {
-            format!("TP{} × PP{}", group.tp, group.pp)
-        } else {
-            format!("TP{}", group.tp)
-        };
         vec![
             group.model.clone(),
-            group.gpu.clone(),
-            parallel,
+            of_engines(group, |it| it.gpu.to_owned()),
+            of_engines(group, |it| counted(it) + &parallelism(it)),
             group.replicas.to_string(),
             group.gpus().to_string(),
             format!("{:.2}", group.usd_per_hour.get()),
@@ -133,7 +129,12 @@ pub fn plan_summary(plan: &PlanDraft, width: usize, colour: bool) -> String {
             let _ = writeln!(out, "  {}", binding.text);
         }
     }
-    out.push_str("\nNext: boute plan SPEC -o plan.json --report report.html; boute serve plan.json --emulate; boute export shell plan.json -o run/\n");
+    let emulated = !plan.deployment.groups.iter().any(|group| group.disaggregated.is_some());
+    let serve = if emulated { "boute serve plan.json --emulate; " } else { "" };
+    let _ = writeln!(
+        out,
+        "\nNext: boute plan SPEC -o plan.json --report report.html; {serve}boute export shell plan.json -o run/"
+    );
     out
 }
 
@@ -281,7 +282,19 @@ pub fn comparison(rows: &[StrategyRow]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fixture::plan;
+    use crate::fixture::{disaggregated_plan, plan};
+
+    #[test]
+    fn a_disaggregated_replica_is_drawn_from_prompt_to_answer() {
+        let text = plan_summary(&disaggregated_plan(), 80, false);
+        let fleet: Vec<&str> = text.lines().skip(3).take(3).map(str::trim_end).collect();
+        insta::assert_snapshot!(fleet.join("\n"), @r"
+        model          GPU              parallelism            replicas  GPUs    $/h  req/s each
+        llama-3.1-8b   L40S             TP1                           6     6   6.00        2.00
+        llama-3.1-70b  L40S → H100-SXM  2× TP4 → 1× TP4 × PP2         1    16  32.00        8.00
+        ");
+        assert!(!text.contains("--emulate"), "it would be refused");
+    }
 
     #[test]
     fn a_plan_reads_well() {

@@ -1,7 +1,13 @@
 //! A fleet: the router and the balancing of production before engines of several kinds, on virtual time.
+//!
+//! A replica is one engine, or is disaggregated: a prompt goes to the prefill engine with the fewest prompt tokens to
+//! compute, which gives the first token; its KV cache then moves to the decode engine with the fewest answer tokens to give.
+//! A prefill engine sends one KV cache after the other. Its own copy is let go of when the prompt is computed, and the
+//! decode engine's blocks are taken when the copy has come: both a transfer's length early or late.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::ops::Range;
 
 use boute_perf::StepTime;
 use boute_router::balance::{Balancing, Candidate, ReplicaLoad, ReplicaSpeed, RequestSize, pick};
@@ -27,6 +33,23 @@ pub struct ReplicaSpec<T> {
     pub request_time: SimTime,
     /// Answer length the balancer expects: the model's mean.
     pub expected_output_tokens: u32,
+    /// Where prompts are computed by other engines: `config` and `step_time` are then of one that decodes.
+    pub disaggregated: Option<Disaggregation<T>>,
+}
+
+/// How a replica computes prompts and answers on different engines.
+#[derive(Debug, Clone)]
+pub struct Disaggregation<T> {
+    /// Engines that decode, at least 1.
+    pub decode_instances: u32,
+    /// Engines that compute prompts, at least 1.
+    pub prefill_instances: u32,
+    /// Limits of one that computes prompts.
+    pub config: EngineConfig,
+    /// Its cost model.
+    pub step_time: T,
+    /// Time in which the KV cache of one prompt token moves from it to one that decodes.
+    pub transfer_time: SimTime,
 }
 
 impl<T> ReplicaSpec<T> {
@@ -37,7 +60,15 @@ impl<T> ReplicaSpec<T> {
             answer_tokens_per_s: 1.0,
             seconds_per_answer_token: 1.0,
         };
-        Self { model: 0, config, step_time, speed, request_time: SimTime::ZERO, expected_output_tokens: 1 }
+        Self {
+            model: 0,
+            config,
+            step_time,
+            speed,
+            request_time: SimTime::ZERO,
+            expected_output_tokens: 1,
+            disaggregated: None,
+        }
     }
 }
 
@@ -182,10 +213,26 @@ pub fn simulate_closed_loop<'a, T: StepTime + Clone>(
     Totals { failed, preemptions: fleet.preemptions() }
 }
 
+/// A replica, and where its engines are.
 struct Replica<T> {
     spec: ReplicaSpec<T>,
-    engine: Engine<T>,
     load: ReplicaLoad,
+    /// Those that requests are sent to.
+    first: Range<usize>,
+    /// Those that go on with them; empty if not disaggregated.
+    second: Range<usize>,
+}
+
+/// An engine and its place in the fleet.
+struct Member<T> {
+    engine: Engine<T>,
+    /// Index of its replica.
+    replica: usize,
+    /// Tokens it is still to work on: prompts of one that prefills, expected answers of one that decodes. Not kept for the
+    /// only engine of a replica.
+    backlog: u64,
+    /// When the last KV cache will have left it.
+    sent: SimTime,
 }
 
 /// A request in flight.
@@ -200,8 +247,11 @@ struct Pending {
 struct Fleet<T> {
     balancing: Balancing,
     replicas: Vec<Replica<T>>,
-    /// Next event of each replica; [`SimTime::MAX`] while it is idle.
+    members: Vec<Member<T>>,
+    /// Next event of each engine; [`SimTime::MAX`] while it is idle.
     next: Vec<SimTime>,
+    /// KV caches on their way: when each arrives, and whose it is.
+    transfers: BinaryHeap<Reverse<(SimTime, usize)>>,
     pending: Vec<Pending>,
     free: Vec<usize>,
     events: Vec<EngineEvent>,
@@ -210,18 +260,34 @@ struct Fleet<T> {
 
 impl<T: StepTime + Clone> Fleet<T> {
     fn new(specs: Vec<ReplicaSpec<T>>) -> Self {
-        let replicas: Vec<_> = specs
-            .into_iter()
-            .map(|spec| {
-                let engine = Engine::new(spec.config, spec.step_time.clone());
-                Replica { spec, engine, load: ReplicaLoad::default() }
-            })
-            .collect();
-        let next = vec![SimTime::MAX; replicas.len()];
+        let mut members = Vec::new();
+        let mut replicas = Vec::new();
+        for (replica, spec) in specs.into_iter().enumerate() {
+            let mut add = |count: u32, config: EngineConfig, step_time: &T| {
+                let from = members.len();
+                members.extend((0..count).map(|_| Member {
+                    engine: Engine::new(config, step_time.clone()),
+                    replica,
+                    backlog: 0,
+                    sent: SimTime::ZERO,
+                }));
+                from..members.len()
+            };
+            let (first, second) = match &spec.disaggregated {
+                None => (add(1, spec.config, &spec.step_time), 0..0),
+                Some(it) => (
+                    add(it.prefill_instances, it.config, &it.step_time),
+                    add(it.decode_instances, spec.config, &spec.step_time),
+                ),
+            };
+            replicas.push(Replica { spec, load: ReplicaLoad::default(), first, second });
+        }
         Self {
             balancing: Balancing::default(),
+            next: vec![SimTime::MAX; members.len()],
             replicas,
-            next,
+            members,
+            transfers: BinaryHeap::new(),
             pending: Vec::new(),
             free: Vec::new(),
             events: Vec::new(),
@@ -230,29 +296,35 @@ impl<T: StepTime + Clone> Fleet<T> {
     }
 
     fn preemptions(&self) -> u64 {
-        self.replicas.iter().map(|replica| replica.engine.preemptions()).sum()
+        self.members.iter().map(|member| member.engine.preemptions()).sum()
     }
 
     fn next_event(&self) -> Option<SimTime> {
-        self.next.iter().min().copied().filter(|next| *next < SimTime::MAX)
+        let engines = self.next.iter().min().copied().filter(|next| *next < SimTime::MAX);
+        engines.into_iter().chain(self.transfers.peek().map(|Reverse((at, _))| *at)).min()
     }
 
-    /// Lets everything up to and including `until` happen, in order of time and then of replicas.
+    /// Lets everything up to and including `until` happen, in order of time and then of engines.
     fn advance(&mut self, until: SimTime, done: &mut impl FnMut(usize, RequestOutcome)) {
         while let Some(next) = self.next_event().filter(|next| *next <= until) {
-            for at in 0..self.replicas.len() {
+            for at in 0..self.members.len() {
                 if self.next[at] == next {
                     self.settle(at, next, done);
                 }
             }
+            while let Some(Reverse((_, id))) = self.transfers.peek().copied().filter(|it| it.0.0 == next) {
+                self.transfers.pop();
+                self.hand_over(next, id);
+            }
         }
     }
 
-    /// Lets a replica work until `now` and books what happened.
+    /// Lets an engine work until `now` and books what happened.
     fn settle(&mut self, at: usize, now: SimTime, done: &mut impl FnMut(usize, RequestOutcome)) {
-        let replica = &mut self.replicas[at];
-        replica.engine.advance(now, &mut self.events);
-        self.next[at] = replica.engine.next_event().unwrap_or(SimTime::MAX);
+        let member = &mut self.members[at];
+        member.engine.advance(now, &mut self.events);
+        self.next[at] = member.engine.next_event().unwrap_or(SimTime::MAX);
+        let replica = &mut self.replicas[member.replica];
         let extra = replica.spec.request_time;
         for event in self.events.drain(..) {
             match event {
@@ -261,9 +333,20 @@ impl<T: StepTime + Clone> Fleet<T> {
                     outcome.ttft = at.since(outcome.arrival) + extra;
                     replica.load.waiting_prompt_tokens -= u64::from(outcome.input_tokens);
                 }
-                EngineEvent::Finished { id, at } => {
+                EngineEvent::Finished { id, at: end } => {
                     let Pending { index, mut outcome, expected } = self.pending[id as usize];
-                    outcome.e2e = at.since(outcome.arrival) + extra;
+                    if let Some(it) = &replica.spec.disaggregated {
+                        let prefills = replica.first.contains(&at);
+                        member.backlog -= u64::from(if prefills { outcome.input_tokens } else { expected });
+                        if prefills && outcome.output_tokens > 1 {
+                            let tokens = u64::from(outcome.input_tokens);
+                            let time = SimTime(it.transfer_time.0.saturating_mul(tokens));
+                            member.sent = end.max(member.sent) + time;
+                            self.transfers.push(Reverse((member.sent, id as usize)));
+                            continue;
+                        }
+                    }
+                    outcome.e2e = end.since(outcome.arrival) + extra;
                     replica.load.in_flight -= 1;
                     replica.load.expected_answer_tokens -= u64::from(expected);
                     self.free.push(id as usize);
@@ -271,6 +354,25 @@ impl<T: StepTime + Clone> Fleet<T> {
                 }
             }
         }
+    }
+
+    /// A KV cache has come: the request goes on where there is least to do.
+    fn hand_over(&mut self, now: SimTime, id: usize) {
+        let Pending { outcome, expected, .. } = self.pending[id];
+        let replica = &self.replicas[outcome.replica as usize];
+        let Some(chosen) = self.least_backlog(replica.second.clone()) else { return };
+        let RequestOutcome { input_tokens, output_tokens, .. } = outcome;
+        let request = EngineRequest { id: id as u64, input_tokens, output_tokens, hash_ids: Box::default() };
+        let member = &mut self.members[chosen];
+        member.backlog += u64::from(expected);
+        let taken = member.engine.receive(now, request);
+        debug_assert!(taken.is_ok(), "what cannot be decoded is not sent");
+        self.next[chosen] = member.engine.next_event().unwrap_or(SimTime::MAX);
+    }
+
+    /// The first of some engines with the least to do.
+    fn least_backlog(&self, among: Range<usize>) -> Option<usize> {
+        among.min_by_key(|at| self.members[*at].backlog)
     }
 
     /// Gives a request to the replica that is expected to finish it first; false if there is none that can.
@@ -288,18 +390,29 @@ impl<T: StepTime + Clone> Fleet<T> {
         let expected = self.replicas[first.index].spec.expected_output_tokens;
         let size = RequestSize { prompt_tokens: request.input_tokens, answer_tokens: expected };
         let Some(chosen) = pick(self.balancing, &self.candidates, size, index as u64) else { return false };
+        let output_tokens = request.output_tokens[model];
+        let Some(at) = self.least_backlog(self.replicas[chosen].first.clone()) else { return false };
         let id = self.free.last().copied().unwrap_or(self.pending.len());
-        let replica = &mut self.replicas[chosen];
-        let engine_request = EngineRequest {
+        let (replica, member) = (&mut self.replicas[chosen], &mut self.members[at]);
+        let mut engine_request = EngineRequest {
             id: id as u64,
             input_tokens: request.input_tokens,
-            output_tokens: request.output_tokens[model],
+            output_tokens,
             hash_ids: request.hash_ids.into(),
         };
-        if replica.engine.submit(request.arrival, engine_request).is_err() {
+        if replica.spec.disaggregated.is_some() {
+            if replica.spec.config.admits(request.input_tokens, output_tokens).is_err() {
+                return false;
+            }
+            engine_request.output_tokens = 1;
+        }
+        if member.engine.submit(request.arrival, engine_request).is_err() {
             return false;
         }
-        self.next[chosen] = replica.engine.next_event().unwrap_or(SimTime::MAX);
+        if replica.spec.disaggregated.is_some() {
+            member.backlog += u64::from(request.input_tokens);
+        }
+        self.next[at] = member.engine.next_event().unwrap_or(SimTime::MAX);
         replica.load.in_flight += 1;
         replica.load.waiting_prompt_tokens += u64::from(request.input_tokens);
         replica.load.expected_answer_tokens += u64::from(expected);
@@ -308,7 +421,7 @@ impl<T: StepTime + Clone> Fleet<T> {
             replica: chosen as u32,
             arrival: request.arrival,
             input_tokens: request.input_tokens,
-            output_tokens: request.output_tokens[model],
+            output_tokens,
             ttft: SimTime::ZERO,
             e2e: SimTime::ZERO,
         };

@@ -8,6 +8,9 @@
 //! is preempted: it lets all its blocks go and is computed again later, but for what the cache still has. A request that
 //! arrives during a step joins the next one.
 //!
+//! A request whose prompt was computed elsewhere ([`Engine::receive`]) waits in the same queue for room for its prompt's
+//! KV cache, and decodes from the step on that admits it. Preempted, it is computed anew like any other.
+//!
 //! **Skipping ahead.** While only decoding happens, nothing changes until a sequence ends or the blocks run out, so the
 //! whole stretch is one event whose length [`StepTime::decode_time`] gives in closed form; an arrival cuts it at the
 //! end of the step it falls into. The cost is that of the requests, not of their tokens. To make this possible
@@ -46,6 +49,18 @@ impl EngineConfig {
             kv_blocks: kv_cache_tokens / BLOCK_TOKENS,
             prefix_caching: flags.enable_prefix_caching,
         }
+    }
+
+    /// Whether a request can run.
+    ///
+    /// # Errors
+    /// If its prompt and answer are larger than the whole KV cache.
+    pub fn admits(&self, input_tokens: u32, output_tokens: u32) -> Result<(), Refused> {
+        let needed_blocks = (u64::from(input_tokens) + u64::from(output_tokens)).div_ceil(BLOCK_TOKENS);
+        if needed_blocks > self.kv_blocks {
+            return Err(Refused { needed_blocks, kv_blocks: self.kv_blocks });
+        }
+        Ok(())
     }
 }
 
@@ -104,6 +119,8 @@ struct Sequence {
     units: usize,
     /// After a preemption: the units it held, and its own blocks that may still be in the cache behind them.
     parked: Option<(usize, Ticket)>,
+    /// Whether its KV cache has come from another engine, and is still to be put in this one's.
+    received: bool,
     /// Order of admission; larger is later.
     admission: u64,
     /// Decode counter when decoding began; `None` while the prompt is computed.
@@ -205,20 +222,31 @@ impl<T: StepTime> Engine<T> {
     /// # Errors
     /// If the request is larger than the whole KV cache.
     pub fn submit(&mut self, now: SimTime, request: EngineRequest) -> Result<(), Refused> {
-        let tokens = u64::from(request.input_tokens) + u64::from(request.output_tokens);
-        let needed_blocks = tokens.div_ceil(BLOCK_TOKENS);
-        if needed_blocks > self.config.kv_blocks {
-            return Err(Refused { needed_blocks, kv_blocks: self.config.kv_blocks });
-        }
+        self.queue(now, request, false)
+    }
+
+    /// Takes a request at `now` whose prompt and first answer token another engine has computed: it goes on with the second
+    /// token, of at least 2. Its prefix ids are not looked at: nothing of its prompt is computed here.
+    ///
+    /// # Errors
+    /// If the request is larger than the whole KV cache.
+    pub fn receive(&mut self, now: SimTime, mut request: EngineRequest) -> Result<(), Refused> {
+        request.hash_ids = Box::default();
+        self.queue(now, request, true)
+    }
+
+    fn queue(&mut self, now: SimTime, request: EngineRequest, received: bool) -> Result<(), Refused> {
+        self.config.admits(request.input_tokens, request.output_tokens)?;
         self.now = self.now.max(now);
         let id = request.id;
         let sequence = Sequence {
             request,
-            generated: 0,
+            generated: u64::from(received),
             computed: 0,
             blocks: 0,
             units: 0,
             parked: None,
+            received,
             admission: 0,
             decoding_since: None,
             cancelled: false,
@@ -429,6 +457,10 @@ impl<T: StepTime> Engine<T> {
             }
             self.waiting.pop_front();
             self.admit(slot, admission);
+            if self.place_received(slot) {
+                budget -= 1;
+                continue;
+            }
             let Some(tokens) = self.next_chunk(slot, budget) else { break };
             budget -= tokens;
             chunks.push((slot, tokens));
@@ -486,6 +518,39 @@ impl<T: StepTime> Engine<T> {
         sequence.admission = admission;
         self.running.insert(admission, slot);
         self.prefilling.push(slot);
+    }
+
+    /// Puts the KV cache of an admitted sequence that came with it in place, so that it decodes; whether it has come with one.
+    fn place_received(&mut self, slot: usize) -> bool {
+        let sequence = self.sequence(slot);
+        if !std::mem::take(&mut sequence.received) {
+            return false;
+        }
+        sequence.computed = u64::from(sequence.request.input_tokens);
+        let blocks = sequence.computed.div_ceil(BLOCK_TOKENS);
+        sequence.blocks = blocks;
+        self.make_room(blocks);
+        self.used_blocks += blocks;
+        self.start_decoding(slot);
+        // Its next token is computed in this step.
+        self.make_room(self.decode_blocks(1));
+        true
+    }
+
+    /// A sequence whose prompt is computed decodes from the next step on. Returns the tokens it has still to give.
+    fn start_decoding(&mut self, slot: usize) -> u64 {
+        self.prefilling.retain(|other| *other != slot);
+        let counter = self.counter;
+        let sequence = self.sequence(slot);
+        sequence.decoding_since = Some(counter);
+        let left = u64::from(sequence.request.output_tokens) - sequence.generated;
+        let (computed, admission) = (sequence.computed, sequence.admission);
+        self.decodes += 1;
+        self.context += computed;
+        let class = self.class_of(computed);
+        self.classes[class] += 1;
+        self.endings.push(Reverse((counter + left, admission, slot)));
+        left
     }
 
     fn batch(&self, chunks: &[(usize, u64)]) -> Batch {
@@ -591,25 +656,15 @@ impl<T: StepTime> Engine<T> {
             self.drop_cancelled();
             return;
         }
-        self.prefilling.retain(|other| *other != slot);
-        let counter = self.counter;
         let sequence = self.sequence(slot);
         sequence.generated += 1;
-        sequence.decoding_since = Some(counter);
         let (id, first, cancelled) = (sequence.request.id, sequence.generated == 1, sequence.cancelled);
-        let left = u64::from(sequence.request.output_tokens) - sequence.generated;
-        let (computed, admission) = (sequence.computed, sequence.admission);
-        self.decodes += 1;
-        self.context += computed;
-        let class = self.class_of(computed);
-        self.classes[class] += 1;
+        let left = self.start_decoding(slot);
         if first && !cancelled {
             events.push(EngineEvent::FirstToken { id, at });
         }
         if left == 0 || cancelled {
             self.finish(slot, at, events);
-        } else {
-            self.endings.push(Reverse((counter + left, admission, slot)));
         }
     }
 

@@ -4,9 +4,10 @@ use boute_perf::memory::FitError;
 use boute_perf::{Calibration, ReplicaConfig, ReplicaModel};
 use boute_router::balance::ReplicaSpeed;
 use boute_spec::catalog::{Gpu, Model};
-use boute_spec::plan::{Deployment, ModelShare, ReplicaGroup};
+use boute_spec::plan::{Deployment, Disaggregated, EngineFlags, ModelShare, ReplicaGroup};
+use boute_spec::units::SimTime;
 
-use crate::cluster::ReplicaSpec;
+use crate::cluster::{Disaggregation, ReplicaSpec};
 use crate::engine::EngineConfig;
 
 /// Fewest sequences a replica's speed is stated at: alone, a sequence says little about how answers share a GPU.
@@ -29,15 +30,60 @@ pub fn replicas(
     for group in &deployment.groups {
         let model =
             models.iter().find(|model| model.id == group.model).expect("a checked plan lists its models");
-        let gpu = gpus.iter().find(|gpu| gpu.name == group.gpu).expect("a checked plan lists its GPUs");
         let Some(index) = shares.iter().position(|share| share.model == group.model) else { continue };
-        let spec = replica(group, model, gpu, index, &shares[index])?;
+        let spec = replica_of(group, model, gpus, index, &shares[index])?;
         specs.extend(std::iter::repeat_n(spec, group.replicas as usize));
     }
     Ok(specs)
 }
 
-/// One replica of a group.
+/// One replica of a group, disaggregated or not.
+///
+/// Every GPU sends and receives its own part of a KV cache over its own network link, and the slower side decides:
+/// ```text
+/// transfer of a prompt token = max over both sides of (its KV cache on one GPU, B) / (network link of one GPU, B/s)
+/// ```
+/// Setting up a transfer takes no time, and the state of linear attention is not counted (assumed).
+///
+/// # Errors
+/// If an engine does not fit in memory.
+///
+/// # Panics
+/// If a GPU of the group is not listed: a checked plan lists them.
+pub fn replica_of(
+    group: &ReplicaGroup,
+    model: &Model,
+    gpus: &[Gpu],
+    index: usize,
+    share: &ModelShare,
+) -> Result<ReplicaSpec<ReplicaModel>, FitError> {
+    let named = |name: &str| gpus.iter().find(|gpu| gpu.name == name).expect("a checked plan lists its GPUs");
+    let gpu = named(&group.gpu);
+    let spec = replica(group, model, gpu, index, share)?;
+    let Some(Disaggregated { decode_instances, prefill }) = &group.disaggregated else { return Ok(spec) };
+    let prefill_gpu = named(&prefill.gpu);
+    let step_time = engine_model(model, prefill_gpu, (prefill.tp, prefill.pp), &prefill.engine)?;
+    let prompts = step_time.prompt_tokens_per_s(share.mean_prompt_tokens.max(1.0) as u32);
+    let seconds = |side: &ReplicaModel, gpu: &Gpu| side.memory().kv_bytes_per_token / gpu.network_bytes_per_s;
+    let transfer_s = seconds(&step_time, prefill_gpu).max(seconds(&spec.step_time, gpu));
+    Ok(ReplicaSpec {
+        speed: ReplicaSpeed {
+            prompt_tokens_per_s: prompts * f64::from(prefill.instances),
+            answer_tokens_per_s: spec.speed.answer_tokens_per_s * f64::from(*decode_instances),
+            ..spec.speed
+        },
+        disaggregated: Some(Disaggregation {
+            decode_instances: *decode_instances,
+            prefill_instances: prefill.instances,
+            config: EngineConfig::new(&prefill.engine, prefill.kv_cache_tokens),
+            step_time,
+            transfer_time: SimTime::from_seconds(transfer_s),
+        }),
+        ..spec
+    })
+}
+
+/// One replica of a group; of a disaggregated one, an engine that decodes.
 ///
 /// # Errors
 /// If it does not fit in memory.
@@ -48,9 +94,10 @@ pub fn replica(
     index: usize,
     share: &ModelShare,
 ) -> Result<ReplicaSpec<ReplicaModel>, FitError> {
-    let config = ReplicaConfig::new(model.clone(), gpu.clone(), group.tp, group.pp, group.engine.clone());
-    let step_time = ReplicaModel::new(&config, Calibration::builtin())?;
-    let speed = speed(&step_time, &group.engine, group.planned_rate_per_replica.get(), share);
+    let step_time = engine_model(model, gpu, (group.tp, group.pp), &group.engine)?;
+    let decode_instances = group.disaggregated.as_ref().map_or(1, |it| it.decode_instances);
+    let rate = group.planned_rate_per_replica.get() / f64::from(decode_instances);
+    let speed = speed(&step_time, &group.engine, rate, share);
     Ok(ReplicaSpec {
         model: index,
         config: EngineConfig::new(&group.engine, group.kv_cache_tokens),
@@ -58,17 +105,23 @@ pub fn replica(
         request_time: step_time.request_time(),
         step_time,
         expected_output_tokens: share.mean_answer_tokens.round().max(1.0) as u32,
+        disaggregated: None,
     })
+}
+
+fn engine_model(
+    model: &Model,
+    gpu: &Gpu,
+    (tp, pp): (u32, u32),
+    engine: &EngineFlags,
+) -> Result<ReplicaModel, FitError> {
+    let config = ReplicaConfig::new(model.clone(), gpu.clone(), tp, pp, engine.clone());
+    ReplicaModel::new(&config, Calibration::builtin())
 }
 
 /// What the balancer knows of a replica: its speed at the load it is planned to carry. By Little's law b sequences decode
 /// at once when b = rate · answer · step(b).
-fn speed(
-    model: &ReplicaModel,
-    engine: &boute_spec::plan::EngineFlags,
-    rate: f64,
-    share: &ModelShare,
-) -> ReplicaSpeed {
+fn speed(model: &ReplicaModel, engine: &EngineFlags, rate: f64, share: &ModelShare) -> ReplicaSpeed {
     let (prompt, answer) = (share.mean_prompt_tokens.max(1.0), share.mean_answer_tokens.max(1.0));
     let context = (prompt + answer / 2.0) as u64;
     let mut decodes = FEWEST_DECODES;

@@ -24,6 +24,8 @@ pub struct Spec {
     pub budget: Option<UsdPerHour>,
     /// What the plan must stand.
     pub robust: Robust,
+    /// Whether prompts may be computed by other engines than answers, on other GPU types too.
+    pub disaggregate: bool,
 }
 
 /// What a plan must stand besides the traffic it is made for; each on its own.
@@ -79,6 +81,8 @@ pub struct GpuEntry {
     pub price: Option<UsdPerHour>,
     /// Bandwidth between two GPUs of a node, one direction, as this host has it; the catalogue's if `None`.
     pub link: Option<BytesPerSecond>,
+    /// Bandwidth of one GPU to other nodes, one direction; the catalogue's if `None`.
+    pub network: Option<BytesPerSecond>,
     /// Spot capacity: the chance that a replica on it is taken away within an hour; never if `None`.
     pub interruptions: Option<Fraction>,
 }

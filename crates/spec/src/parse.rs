@@ -318,8 +318,19 @@ fn list(words: &[&str]) -> String {
     }
 }
 
-const KEYS: [&str; 9] =
-    ["apiVersion", "models", "gpus", "traffic", "slo", "quality", "objective", "budget", "robust"];
+const KEYS: [&str; 10] = [
+    "apiVersion",
+    "models",
+    "gpus",
+    "traffic",
+    "slo",
+    "quality",
+    "objective",
+    "budget",
+    "robust",
+    "disaggregate",
+];
+const SWITCH: [(&str, bool); 2] = [("true", true), ("false", false)];
 const OBJECTIVES: [(&str, Objective); 4] = [
     ("min_cost", Objective::MinCost),
     ("max_rate", Objective::MaxRate),
@@ -415,6 +426,8 @@ fn spec(walk: &mut Walk, tree: &Spanned<Tree>) -> Option<Spec> {
         walk.problem(map.place, "this objective needs a budget", hint);
     }
     let robust = map.get("robust").map_or(Robust::USUAL, |tree| robust(walk, tree));
+    let disaggregate =
+        map.get("disaggregate").map_or(Some(false), |tree| walk.word(tree, "disaggregate", &SWITCH));
     Some(Spec {
         models,
         gpus,
@@ -424,6 +437,7 @@ fn spec(walk: &mut Walk, tree: &Spanned<Tree>) -> Option<Spec> {
         objective: objective?,
         budget,
         robust,
+        disaggregate: disaggregate?,
     })
 }
 
@@ -493,7 +507,8 @@ fn gpus(walk: &mut Walk, map: &Map<'_>) -> Vec<GpuEntry> {
     };
     let mut gpus: Vec<GpuEntry> = Vec::new();
     for item in walk.items(tree, "gpus", example) {
-        let map = walk.map(item, "a GPU type", &["type", "stock", "price", "link", "interruptions"]);
+        let map =
+            walk.map(item, "a GPU type", &["type", "stock", "price", "link", "network", "interruptions"]);
         let Some(kind) = map.get("type") else {
             walk.missing(&map, "type", "L40S");
             continue;
@@ -512,6 +527,10 @@ fn gpus(walk: &mut Walk, map: &Map<'_>) -> Vec<GpuEntry> {
             let hint = "give what two GPUs of a node exchange, one direction, such as nvbandwidth measures";
             walk.positive(tree, ("link", "25GB/s"), "the bandwidth", hint)
         });
+        let network = map.get("network").and_then(|tree| {
+            let hint = "give what one GPU sends to another node: the node's network divided by its GPUs";
+            walk.positive(tree, ("network", "12.5GB/s"), "the bandwidth", hint)
+        });
         let interruptions =
             map.get("interruptions").and_then(|tree| walk.parsed(tree, "interruptions", "5%", true));
         match Catalog::builtin().gpu(&name) {
@@ -524,7 +543,9 @@ fn gpus(walk: &mut Walk, map: &Map<'_>) -> Vec<GpuEntry> {
                 let hint = "add the two stocks up into one entry";
                 walk.problem(place_of(kind), format!("the GPU type `{name}` is listed twice"), hint);
             }
-            Ok(gpu) => gpus.push(GpuEntry { gpu: gpu.name.clone(), stock, price, link, interruptions }),
+            Ok(gpu) => {
+                gpus.push(GpuEntry { gpu: gpu.name.clone(), stock, price, link, network, interruptions });
+            }
         }
     }
     gpus
@@ -717,6 +738,7 @@ pub fn json_schema() -> Value {
                 "stock": {"anyOf": [{"type": "integer", "minimum": 0}, matching("^(unknown|\\+?[0-9]+)$".into(), "GPUs to be had, or `unknown`")]},
                 "price": money,
                 "link": quantity("", "MB/s|GB/s|TB/s", "bandwidth between two GPUs of a node, one direction, such as 25GB/s"),
+                "network": quantity("", "MB/s|GB/s|TB/s", "bandwidth of one GPU to other nodes, one direction, such as 12.5GB/s"),
                 "interruptions": {"anyOf": [share, quantity("", "%?", "spot capacity: the chance that a replica is taken away within an hour, such as 5%")]},
             }))),
             "traffic": object(&["trace"], json!({
@@ -739,6 +761,7 @@ pub fn json_schema() -> Value {
                 "lost_replicas": {"type": "integer", "minimum": 0, "maximum": 100, "description": "stand the loss of this many replicas of any model"},
                 "min_replicas": {"type": "integer", "minimum": 1, "maximum": 100, "description": "replicas of every model that answers, at least"},
             })),
+            "disaggregate": {"type": "boolean", "description": "whether prompts may be computed by other engines than answers, on other GPU types too"},
         }),
     );
     spec["$schema"] = json!("https://json-schema.org/draft/2020-12/schema");
@@ -884,7 +907,7 @@ budget: $40/h
           |
         1 | 
           | ^
-          = help: write `key: value` pairs with `apiVersion`, `models`, `gpus`, `traffic`, `slo`, `quality`, `objective`, `budget` or `robust`
+          = help: write `key: value` pairs with `apiVersion`, `models`, `gpus`, `traffic`, `slo`, `quality`, `objective`, `budget`, `robust` or `disaggregate`
         ");
         insta::assert_snapshot!(errors("models: {a: ["), @r"
         boute.yaml:1:13: not valid YAML: unclosed bracket '['
@@ -930,7 +953,9 @@ budget: $40/h
             ("budget:", "robust: {rate: 0.9}\nbudget:"),
             ("budget:", "robust: {lost_replicas: 1.5}\nbudget:"),
             ("budget:", "robust: {min_replica: 2}\nbudget:"),
+            ("budget:", "disaggregate: maybe\nbudget:"),
             ("H100-SXM:8", "H100-SXM:8, interruptions: 120%"),
+            ("H100-SXM:8", "H100-SXM:8, network: 0GB/s"),
         ] {
             assert_ne!(GOOD.replace(from, to), GOOD, "{from}");
             let text = errors(&GOOD.replace(from, to));
@@ -950,8 +975,10 @@ budget: $40/h
 
     #[test]
     fn the_schema_agrees_with_the_parser() {
-        let robust = "robust: {rate: 1.2, lengths: 1.1, lost_replicas: 1, min_replicas: 2}\n";
-        let spot = GOOD.replace("{type: H100-SXM:8}", "{type: H100-SXM:8, interruptions: 5%}");
+        let robust =
+            "robust: {rate: 1.2, lengths: 1.1, lost_replicas: 1, min_replicas: 2}\ndisaggregate: true\n";
+        let spot =
+            GOOD.replace("{type: H100-SXM:8}", "{type: H100-SXM:8, interruptions: 5%, network: 12.5GB/s}");
         for text in [GOOD, EXAMPLE, &format!("{spot}{robust}")] {
             parse_spec("boute.yaml", text).unwrap();
             assert!(schema_takes(text), "{text}");

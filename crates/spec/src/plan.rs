@@ -30,7 +30,7 @@ pub struct EngineFlags {
     pub enable_prefix_caching: bool,
 }
 
-/// `replicas` equal replicas of one model: the unit of export.
+/// `replicas` equal replicas of one model: the unit of export. A replica is one engine, or several if it is disaggregated.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ReplicaGroup {
@@ -54,16 +54,112 @@ pub struct ReplicaGroup {
     pub kv_cache_tokens: u64,
     /// Engine settings.
     pub engine: EngineFlags,
+    /// Where prompts are computed by engines of their own: all above that is about one engine is then about one that decodes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disaggregated: Option<Disaggregated>,
+}
+
+/// A replica whose prompts are computed by other engines than its answers (prefill/decode disaggregation).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Disaggregated {
+    /// Engines per replica that decode.
+    pub decode_instances: u32,
+    /// Engines that compute prompts.
+    pub prefill: PrefillInstances,
+}
+
+/// The engines of one disaggregated replica that compute prompts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PrefillInstances {
+    /// How many per replica.
+    pub instances: u32,
+    /// GPU type, by catalogue name.
+    pub gpu: String,
+    /// Tensor parallelism.
+    pub tp: u32,
+    /// Pipeline parallelism.
+    pub pp: u32,
+    /// KV cache of one engine, in tokens.
+    pub kv_cache_tokens: u64,
+    /// Engine settings.
+    pub engine: EngineFlags,
+}
+
+/// What an engine of a replica does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Prompts and answers.
+    Both,
+    /// Prompts, and the first token of each answer.
+    Prefill,
+    /// Answers after the first token.
+    Decode,
+}
+
+/// Equal engines of one replica.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Instances<'a> {
+    /// What they do.
+    pub role: Role,
+    /// How many per replica.
+    pub count: u32,
+    /// GPU type, by catalogue name.
+    pub gpu: &'a str,
+    /// Tensor parallelism.
+    pub tp: u32,
+    /// Pipeline parallelism.
+    pub pp: u32,
+    /// KV cache of one engine, in tokens.
+    pub kv_cache_tokens: u64,
+    /// Engine settings.
+    pub engine: &'a EngineFlags,
+}
+
+impl Instances<'_> {
+    /// GPUs per replica.
+    pub const fn gpus(&self) -> u32 {
+        self.count * self.tp * self.pp
+    }
 }
 
 impl ReplicaGroup {
+    /// The engines of one replica, those that compute prompts first.
+    pub fn instances(&self) -> Vec<Instances<'_>> {
+        let Self { gpu, tp, pp, kv_cache_tokens, engine, .. } = self;
+        let own = |role, count| Instances {
+            role,
+            count,
+            gpu,
+            tp: *tp,
+            pp: *pp,
+            kv_cache_tokens: *kv_cache_tokens,
+            engine,
+        };
+        let Some(Disaggregated { decode_instances, prefill }) = &self.disaggregated else {
+            return vec![own(Role::Both, 1)];
+        };
+        let PrefillInstances { instances, gpu, tp, pp, kv_cache_tokens, engine } = prefill;
+        let prefill = Instances {
+            role: Role::Prefill,
+            count: *instances,
+            gpu,
+            tp: *tp,
+            pp: *pp,
+            kv_cache_tokens: *kv_cache_tokens,
+            engine,
+        };
+        vec![prefill, own(Role::Decode, *decode_instances)]
+    }
+
     /// GPUs of one replica.
-    pub const fn gpus_per_replica(&self) -> u32 {
-        self.tp * self.pp
+    pub fn gpus_per_replica(&self) -> u32 {
+        self.instances().iter().map(Instances::gpus).sum()
     }
 
     /// GPUs of the group.
-    pub const fn gpus(&self) -> u32 {
+    pub fn gpus(&self) -> u32 {
         self.gpus_per_replica() * self.replicas
     }
 }

@@ -6,9 +6,10 @@ use std::ops::Deref;
 
 use serde::{Deserialize, Serialize};
 
+use crate::catalog::Model;
 use crate::data_file::DataError;
 use crate::outcome::Outcome;
-use crate::plan::{EngineFlags, PLAN_VERSION, PlanDraft, ReplicaGroup};
+use crate::plan::{EngineFlags, Instances, PLAN_VERSION, PlanDraft, ReplicaGroup, Role};
 use crate::policy::RoutingPolicy;
 
 /// Two sums of money or shares are equal within this, for rounding.
@@ -103,41 +104,57 @@ fn check_groups(draft: &PlanDraft, problems: &mut Vec<String>) {
         if !ids.insert(id) {
             problems.push(format!("the group `{id}` occurs twice"));
         }
-        match draft.models.iter().find(|model| model.id == group.model) {
-            None => {
-                problems.push(format!("group `{id}` runs `{}`, which is not among `models`", group.model));
-            }
-            Some(model) if group.pp > model.shape.layers => problems.push(format!(
-                "group `{id}`: PP {} cannot be, `{}` has {} layers",
-                group.pp, group.model, model.shape.layers
-            )),
-            Some(_) => {}
+        let model = draft.models.iter().find(|model| model.id == group.model);
+        if model.is_none() {
+            problems.push(format!("group `{id}` runs `{}`, which is not among `models`", group.model));
         }
         if group.replicas == 0 {
             problems.push(format!("group `{id}` has no replica"));
         }
-        if group.kv_cache_tokens == 0 {
-            problems.push(format!("group `{id}` has no KV cache"));
+        for instances in group.instances() {
+            check_instances(draft, id, model, &instances, problems);
         }
-        match draft.gpus.iter().find(|gpu| gpu.name == group.gpu) {
-            None => problems.push(format!("group `{id}` runs on `{}`, which is not among `gpus`", group.gpu)),
-            Some(gpu) if group.tp == 0 || group.pp == 0 || group.tp > gpu.gpus_per_node => {
-                problems.push(format!(
-                    "group `{id}`: TP {} × PP {} cannot be, a node has {} GPUs",
-                    group.tp, group.pp, gpu.gpus_per_node
-                ));
-            }
-            Some(_) if too_many_gpus(group) => {
-                problems.push(format!("group `{id}` has more GPUs than can be counted"));
-            }
-            Some(_) => {}
+        if too_many_gpus(group) {
+            problems.push(format!("group `{id}` has more GPUs than can be counted"));
         }
-        check_engine(id, &group.engine, problems);
     }
 }
 
+fn check_instances(
+    draft: &PlanDraft,
+    id: &str,
+    model: Option<&Model>,
+    instances: &Instances<'_>,
+    problems: &mut Vec<String>,
+) {
+    let Instances { role, count, gpu, tp, pp, kv_cache_tokens, engine } = *instances;
+    if let Some(model) = model.filter(|model| pp > model.shape.layers) {
+        let layers = model.shape.layers;
+        problems.push(format!("group `{id}`: PP {pp} cannot be, `{}` has {layers} layers", model.id));
+    }
+    if count == 0 {
+        let missing = if role == Role::Prefill { "computes prompts" } else { "decodes" };
+        problems.push(format!("group `{id}`: no engine {missing}"));
+    }
+    if kv_cache_tokens == 0 {
+        problems.push(format!("group `{id}` has no KV cache"));
+    }
+    match draft.gpus.iter().find(|it| it.name == gpu) {
+        None => problems.push(format!("group `{id}` runs on `{gpu}`, which is not among `gpus`")),
+        Some(gpu) if tp == 0 || pp == 0 || tp > gpu.gpus_per_node => {
+            let node = gpu.gpus_per_node;
+            problems.push(format!("group `{id}`: TP {tp} × PP {pp} cannot be, a node has {node} GPUs"));
+        }
+        Some(_) => {}
+    }
+    check_engine(id, engine, problems);
+}
+
+/// Whether no `u32` holds the GPUs of a group.
 fn too_many_gpus(group: &ReplicaGroup) -> bool {
-    group.tp.checked_mul(group.pp).and_then(|gpus| gpus.checked_mul(group.replicas)).is_none()
+    let of = |it: &Instances<'_>| it.tp.checked_mul(it.pp)?.checked_mul(it.count);
+    let sum = group.instances().iter().map(of).try_fold(0_u32, |sum, gpus| sum.checked_add(gpus?));
+    sum.and_then(|gpus| gpus.checked_mul(group.replicas)).is_none()
 }
 
 fn check_engine(id: &str, engine: &EngineFlags, problems: &mut Vec<String>) {
@@ -302,6 +319,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::plan::{Disaggregated, PrefillInstances};
     use crate::units::{Fraction, UsdPerHour};
 
     /// Made by version 1, and readable for ever.
@@ -354,6 +372,51 @@ mod tests {
           - a number of `e2e` is inf, not finite and at least zero
           - a number of `front` is NaN, not finite and at least zero
           - `quality_certified` or what a constraint is worth is not finite
+        ");
+    }
+
+    #[test]
+    fn a_disaggregated_group_is_checked_as_a_whole() {
+        let split = |draft: &mut PlanDraft, change: &dyn Fn(&mut Disaggregated)| {
+            let group = &mut draft.deployment.groups[1];
+            let mut disaggregated = Disaggregated {
+                decode_instances: 1,
+                prefill: PrefillInstances {
+                    instances: 2,
+                    gpu: "H100-SXM".into(),
+                    tp: 2,
+                    pp: 1,
+                    kv_cache_tokens: 100_000,
+                    engine: group.engine.clone(),
+                },
+            };
+            change(&mut disaggregated);
+            group.disaggregated = Some(disaggregated);
+        };
+        let mut draft: PlanDraft = serde_json::from_str(PLAN_V1).unwrap();
+        split(&mut draft, &|_| {});
+        assert_eq!(draft.deployment.groups[1].gpus_per_replica(), 2 * 2 + 4);
+        let plan = Plan::try_from(draft).unwrap();
+        assert_eq!(Plan::parse("plan.json", &plan.to_json_pretty()), Ok(plan));
+        insta::assert_snapshot!(problems(|draft| split(draft, &|it| {
+            it.decode_instances = 0;
+            it.prefill.tp = 16;
+            it.prefill.kv_cache_tokens = 0;
+            it.prefill.engine.max_num_seqs = 0;
+        })), @r"
+        the plan does not hold together:
+          - group `llama-3.1-70b-a100-80gb-tp4` has no KV cache
+          - group `llama-3.1-70b-a100-80gb-tp4`: TP 16 × PP 1 cannot be, a node has 8 GPUs
+          - group `llama-3.1-70b-a100-80gb-tp4`: an engine limit is zero, so it would answer nothing
+          - group `llama-3.1-70b-a100-80gb-tp4`: no engine decodes
+        ");
+        insta::assert_snapshot!(problems(|draft| split(draft, &|it| {
+            it.prefill.instances = u32::MAX;
+            it.prefill.gpu = "abacus".into();
+        })), @r"
+        the plan does not hold together:
+          - group `llama-3.1-70b-a100-80gb-tp4` runs on `abacus`, which is not among `gpus`
+          - group `llama-3.1-70b-a100-80gb-tp4` has more GPUs than can be counted
         ");
     }
 

@@ -75,6 +75,7 @@ pub(crate) fn paper_like_problem() -> Result<Problem, String> {
         objective: spec.objective,
         budget: spec.budget.map(UsdPerHour::get),
         robust: spec.robust,
+        disaggregate: spec.disaggregate,
         seed: 0,
         inputs: Vec::new(),
         tool_version: String::new(),
@@ -87,15 +88,17 @@ pub(crate) fn paper_like_problem() -> Result<Problem, String> {
 const MMLU: &str = "data/mmlu_pro_llama.jsonl.gz";
 
 /// Both searches with every seed, and the bars.
-fn compare(prepared: &Prepared<'_>, goal: Goal, report: &mut Report) {
+fn compare(name: &str, prepared: &Prepared<'_>, goal: Goal, report: &mut Report) {
     let (search, routes) = (prepared.search(), prepared.routes());
     let problem = search.problem;
     let limits = search.limits(problem.rate);
     let exact = search.sweep(routes, &limits, goal, Effort::Proof, &quiet);
     let exact = exact.map_or(f64::NAN, |(choice, _)| choice.fleet.value);
-    let (name, sign) = if goal == Goal::Cost { ("min cost", 1.0) } else { ("max rate", -1.0) };
+    let (aim, sign) = if goal == Goal::Cost { ("min cost", 1.0) } else { ("max rate", -1.0) };
     let (mut ahead, mut sooner, mut gaps, mut seconds) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    println!("\n{name}, exact {exact:.3}: best after 5, 10, 25, 50 and 100 evaluations, relative to exact");
+    println!(
+        "\n{name}, {aim}, exact {exact:.3}: best after 5, 10, 25, 50 and 100 evaluations, relative to exact"
+    );
     for seed in 0..SEEDS {
         let problem = Problem { seed, ..problem.clone() };
         let search = Search { problem: &problem, ..search };
@@ -130,19 +133,24 @@ fn compare(prepared: &Prepared<'_>, goal: Goal, report: &mut Report) {
         gaps.push(sign * (last(&ours) / exact - 1.0));
         seconds.push(ours_s);
     }
-    let label = |text: &str| format!("{name}: {text}");
+    let label = |text: &str| format!("{name}, {aim}: {text}");
     report.at_least(&label("evaluations of qnehvi / of boute, to qnehvi's best"), median(ahead), 4.0);
     report.at_least(&label("the same, each to 1 % of its own best"), median(sooner), 4.0);
     report.at_most(&label("boute above exact, part"), median(gaps), 0.02);
     report.at_most_s(&label("boute, seconds of a search"), median(seconds), 3.0);
 }
 
-/// What the searches need; `boute` against `qnehvi` and against exact.
-pub(crate) fn searches(problem: &Problem, report: &mut Report) -> Result<(), String> {
+/// `boute` against `qnehvi` and against exact on a problem.
+pub(crate) fn searches<const N: usize>(
+    name: &str,
+    problem: &Problem,
+    goals: [Goal; N],
+    report: &mut Report,
+) -> Result<(), String> {
     let prepared =
         Prepared::new(problem, &Database::in_memory(), &quiet).map_err(|error| error.to_string())?;
-    for goal in [Goal::Rate, Goal::Cost] {
-        compare(&prepared, goal, report);
+    for goal in goals {
+        compare(name, &prepared, goal, report);
     }
     Ok(())
 }

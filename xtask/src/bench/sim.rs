@@ -138,6 +138,7 @@ fn spec<T: StepTime + Clone>(step_time: &T, config: EngineConfig) -> ReplicaSpec
             seconds_per_answer_token: 0.02,
         },
         expected_output_tokens: LENGTHS.1,
+        disaggregated: None,
     }
 }
 

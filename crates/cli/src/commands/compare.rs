@@ -2,17 +2,19 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use boute_planner::assemble::in_words;
 use boute_planner::score::{Scoring, unloaded_e2e_p95_s};
-use boute_planner::{Database, PlanError, Prepared, Problem, Strategy};
+use boute_planner::{Database, Lever, PlanError, Prepared, Problem, Strategy};
 use boute_render::comparison::{Reading, Summary, markdown, page, pictures, score_table, summarise};
 use boute_router::certify::FloorRule;
 use boute_spec::file::Robust;
 use boute_spec::file::{QualityEntry, Spec, Traffic};
 use boute_spec::grid::{Cell, Goal, Grid};
 use boute_spec::parse::parse_grid;
+use boute_spec::plan::Plan;
 use boute_spec::score::{CellName, CellResult, Seconds};
 use boute_spec::slo::{Metric, Percentile, SloTarget};
 use boute_spec::units;
@@ -39,6 +41,10 @@ pub(crate) struct Args {
     /// Strategies, separated by commas; all of them if left out.
     #[arg(long, value_delimiter = ',')]
     strategies: Vec<Strategy>,
+    /// The default strategy, and it without each of its parts in turn: routing, GPU types, parallelism, joint search, repair,
+    /// conditional lengths.
+    #[arg(long, conflicts_with = "strategies")]
+    attribution: bool,
     /// Folder for the results of a grid: one line per cell and strategy, summary, pictures, page. Run again with the same
     /// folder, a grid goes on where it was stopped.
     #[arg(long, short, requires = "grid")]
@@ -52,14 +58,47 @@ pub(crate) struct Args {
 }
 
 impl Args {
-    fn strategies(&self) -> Vec<Strategy> {
+    fn contenders(&self) -> Vec<Contender> {
+        if self.attribution {
+            let without = Lever::ALL.map(Contender::Without);
+            return [Contender::Strategy(Strategy::Default)].into_iter().chain(without).collect();
+        }
         let all = if self.strategies.is_empty() { &Strategy::ALL[..] } else { &self.strategies };
         let mut seen = BTreeSet::new();
-        all.iter().copied().filter(|strategy| seen.insert(*strategy)).collect()
+        all.iter().filter(|strategy| seen.insert(**strategy)).map(|it| Contender::Strategy(*it)).collect()
     }
 
     fn choices(&self, seed: u64) -> Choices {
         Choices { cloud: self.cloud.clone(), seed, router_file: "plan.router.json".into(), scoring: true }
+    }
+}
+
+/// What is compared.
+#[derive(Debug, Clone, Copy)]
+enum Contender {
+    Strategy(Strategy),
+    /// The default strategy without a part of it.
+    Without(Lever),
+}
+
+impl Contender {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Strategy(strategy) => strategy.name(),
+            Self::Without(lever) => lever.name(),
+        }
+    }
+
+    fn draft(
+        self,
+        prepared: &Prepared<'_>,
+        progress: boute_planner::Progress<'_>,
+    ) -> Result<Plan, PlanError> {
+        let draft = match self {
+            Self::Strategy(strategy) => prepared.draft(strategy, progress),
+            Self::Without(lever) => prepared.draft_without(lever, progress),
+        };
+        draft.map(|(plan, _)| plan)
     }
 }
 
@@ -81,11 +120,11 @@ fn compare_spec(args: &Args, spec: &Path, printer: Printer) -> Result<Ending, Fa
     for note in &loaded.notes {
         printer.say(note);
     }
-    let strategies = args.strategies();
+    let contenders = args.contenders();
     let progress = Progress::new(printer.quiet);
     let case = Case::of_spec(spec, loaded)?;
     let mut results = Vec::new();
-    let ended = case.run(&strategies, &database(), &|message| progress.at(message, 0, 1), &mut |result| {
+    let ended = case.run(&contenders, &database(), &|message| progress.at(message, 0, 1), &mut |result| {
         results.push(result);
         Ok(())
     })?;
@@ -102,16 +141,16 @@ fn compare_grid(args: &Args, path: &Path, folder: &Path, printer: Printer) -> Re
     let input = Input::read(path)?;
     let grid = parse_grid(&input.name, &input.text).map_err(Failure::told)?;
     let mut results = Results::open(folder, &input.sha256)?;
-    let strategies = args.strategies();
-    let cells: Vec<(Cell, CellName, Vec<Strategy>)> = grid
+    let contenders = args.contenders();
+    let cells: Vec<(Cell, CellName, Vec<Contender>)> = grid
         .cells()
         .into_iter()
         .map(|cell| {
             let name = grid.name(&cell);
-            let left = strategies.iter().copied().filter(|strategy| !results.has(&name, *strategy)).collect();
+            let left = contenders.iter().copied().filter(|it| !results.has(&name, it.name())).collect();
             (cell, name, left)
         })
-        .filter(|(_, _, left): &(_, _, Vec<Strategy>)| !left.is_empty())
+        .filter(|(_, _, left): &(_, _, Vec<Contender>)| !left.is_empty())
         .collect();
     let total: u64 = cells.iter().map(|(_, _, left)| left.len() as u64).sum();
     let mut maker = Maker { args, grid: &grid, input: &input, path, base: None, printer };
@@ -121,14 +160,13 @@ fn compare_grid(args: &Args, path: &Path, folder: &Path, printer: Printer) -> Re
     let mut stopped = false;
     for (cell, name, left) in cells {
         let case = maker.case(&cell, name)?;
-        let show = |message: &str| progress.at(message, done, total);
-        let mut finished = 0;
+        let done_here = AtomicU64::new(0);
+        let show = |message: &str| progress.at(message, done + done_here.load(Ordering::Relaxed), total);
         let ended = case.run(&left, &database, &show, &mut |result| {
-            finished += 1;
-            progress.at(&format!("{} of this cell", result.strategy), done + finished, total);
+            done_here.fetch_add(1, Ordering::Relaxed);
             results.add(result)
         })?;
-        done += finished;
+        done += done_here.into_inner();
         if ended == Ended::Stopped {
             stopped = true;
             break;
@@ -255,6 +293,7 @@ impl Maker<'_> {
             objective: boute_spec::plan::Objective::MinCost,
             budget: None,
             robust: Robust::USUAL,
+            disaggregate: false,
         };
         let open = |name: &str| Input::read(&beside(self.path, name));
         let choices = self.args.choices(cell.seed);
@@ -356,11 +395,11 @@ impl Case {
         Ok(Self { name, problem, window })
     }
 
-    /// Plans by each of `strategies` and scores; `each` is given every result as soon as it is there. What is stopped
+    /// Plans by each of `contenders` and scores; `each` is given every result as soon as it is there. What is stopped
     /// half-way is no result.
     fn run(
         &self,
-        strategies: &[Strategy],
+        contenders: &[Contender],
         database: &Database,
         show: &(dyn Fn(&str) + Sync),
         each: &mut dyn FnMut(CellResult) -> Result<(), Failure>,
@@ -377,28 +416,28 @@ impl Case {
         };
         let shared = start.elapsed().as_secs_f64();
         let mut scoring = Scoring::new(&self.problem, &self.window);
-        for &strategy in strategies {
+        for &contender in contenders {
             let start = Instant::now();
             let plan = match &prepared {
-                Ok(prepared) => prepared.draft(strategy, &progress).map_err(|error| why(&error)),
+                Ok(prepared) => contender.draft(prepared, &progress).map_err(|error| why(&error)),
                 Err(why) => Err(why.clone()),
             };
             let planning = start.elapsed().as_secs_f64();
-            show(&format!("scoring `{strategy}`"));
+            show(&format!("scoring `{}`", contender.name()));
             let start = Instant::now();
-            let score = plan.as_ref().ok().and_then(|(plan, _)| scoring.score(plan, &stop_requested));
+            let score = plan.as_ref().ok().and_then(|plan| scoring.score(plan, &stop_requested));
             if stop_requested() {
                 return Ok(Ended::Stopped);
             }
             let seconds = Seconds { shared, planning, scoring: start.elapsed().as_secs_f64() };
             let (fleet, gap) = match &plan {
-                Ok((plan, _)) => (in_words(&plan.deployment), plan.bound.as_ref().map(|bound| bound.gap)),
+                Ok(plan) => (in_words(&plan.deployment), plan.bound.as_ref().map(|bound| bound.gap)),
                 Err(why) => (why.clone(), None),
             };
             each(CellResult {
                 cell: self.name.clone(),
                 objective: self.problem.objective,
-                strategy: strategy.name().into(),
+                strategy: contender.name().into(),
                 score,
                 fleet,
                 gap,

@@ -143,6 +143,15 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
         return Err(Failure::input("there is nothing to send requests to", hint));
     }
     let planned = args.plan.as_deref().map(Planned::read).transpose()?;
+    if let Some(Planned { plan, .. }) = planned.as_ref().filter(|_| args.emulate)
+        && let Some(group) = plan.deployment.groups.iter().find(|group| group.disaggregated.is_some())
+    {
+        return Err(Failure::input(
+            format_args!("group `{}` is disaggregated, and no engine is emulated in two parts", group.id),
+            "`boute simulate` says what it does; on GPUs, run what `boute export shell` writes; or plan without \
+             `disaggregate`",
+        ));
+    }
     let tls = tls(&args.access)?;
     let keys = args.access.keys.as_deref().map(read_keys).transpose()?;
     let runtime = tokio::runtime::Runtime::new().map_err(Failure::unexpected)?;

@@ -3,6 +3,7 @@
 
 mod blackbox;
 mod classical;
+mod disaggregate;
 mod explain;
 
 use boute_planner::candidates::candidates;
@@ -93,6 +94,7 @@ fn problem(objective: Objective) -> Problem {
         objective,
         budget: None,
         robust: Robust::NOTHING,
+        disaggregate: false,
         seed: 0,
         inputs: Vec::new(),
         tool_version: "test".into(),
@@ -235,18 +237,21 @@ fn configurations_respect_memory() {
 
 /// Two models, two promises, two offers; a handful of columns.
 fn small_programmes() -> impl proptest::strategy::Strategy<Value = (Vec<Column>, f64, Vec<Option<u32>>)> {
-    let column = (0_usize..2, 0_usize..2, 1_u32..3, 1.0_f64..4.0, 0.0_f64..0.09);
+    let other = prop::option::of(1_u32..3);
+    let column = (0_usize..2, 0_usize..2, 1_u32..3, other, 1.0_f64..4.0, 0.0_f64..0.09);
     (prop::collection::vec(column, 3..6), 0.3_f64..0.7, 2_u32..7, 2_u32..7).prop_map(
         |(columns, share, a, b)| {
             let columns = columns
                 .into_iter()
                 .enumerate()
-                .map(|(candidate, (model, offer, gpus, rate, over))| Column {
+                .map(|(candidate, (model, offer, gpus, other, rate, over))| Column {
                     candidate,
                     model,
                     offer,
                     gpus: f64::from(gpus),
-                    usd_per_hour: f64::from(gpus) * [1.0, 2.7][offer],
+                    other: other.map(|gpus| (1 - offer, f64::from(gpus))),
+                    usd_per_hour: f64::from(gpus) * [1.0, 2.7][offer]
+                        + f64::from(other.unwrap_or_default()) * [2.7, 1.0][offer],
                     available: 1.0,
                     rate,
                     over: vec![over, over / 3.0],
@@ -304,9 +309,7 @@ fn enumerate(problem: &Problem, columns: &[Column], fractions: &[f64], limits: &
             .zip(over)
             .all(|(target, over)| over <= (1.0 - target.percentile.share()) * limits.rate + 1e-9);
         let stocked = (0..2).all(|offer| {
-            limits.stock[offer].is_none_or(|stock| {
-                sum(&|it| if it.offer == offer { it.gpus } else { 0.0 }) <= f64::from(stock)
-            })
+            limits.stock[offer].is_none_or(|stock| sum(&|it| it.gpus_on(offer)) <= f64::from(stock))
         });
         (carried && tails && stocked).then(|| sum(&|it| it.usd_per_hour))
     };
@@ -360,7 +363,7 @@ fn spot_capacity_is_worth_what_is_there_of_it() {
     let rate_of = |problem: &Problem| {
         let prepared = Prepared::new(problem, &Database::in_memory(), &quiet).unwrap();
         let limits = prepared.search().limits(problem.rate);
-        prepared.search().relaxed(prepared.routes(), &limits, Goal::Cost).unwrap()
+        prepared.search().relaxed(prepared.routes(), &limits, Goal::Cost)[0].1
     };
     let firm = rate_of(&problem);
     problem.offers.iter_mut().for_each(|offer| offer.available = 0.8);

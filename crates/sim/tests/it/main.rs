@@ -8,10 +8,15 @@ mod reference;
 use boute_perf::{Batch, StepTime};
 use boute_router::balance::ReplicaSpeed;
 use boute_router::decide::Decider;
+use boute_sim::fleet::replica_of;
 use boute_sim::{
-    Engine, EngineConfig, EngineEvent, EngineRequest, ReplicaSpec, Request, simulate, simulate_closed_loop,
+    Disaggregation, Engine, EngineConfig, EngineEvent, EngineRequest, ReplicaSpec, Request, simulate,
+    simulate_closed_loop,
 };
-use boute_spec::units::SimTime;
+use boute_spec::catalog::Catalog;
+use boute_spec::plan::{Disaggregated, EngineFlags, ModelShare, PrefillInstances, ReplicaGroup};
+use boute_spec::slo::Metric;
+use boute_spec::units::{Fraction, RequestsPerSecond, SimTime, UsdPerHour};
 use proptest::prelude::*;
 
 /// Affine in everything, in picoseconds.
@@ -60,6 +65,17 @@ fn run(
     gap_scale: u64,
     work: &[(u64, u32, u32)],
 ) -> (Vec<EngineEvent>, bool) {
+    run_received(config, step_time, gap_scale, work, |_| false)
+}
+
+/// The same where some requests come with their prompt and first answer token.
+fn run_received(
+    config: EngineConfig,
+    step_time: Affine,
+    gap_scale: u64,
+    work: &[(u64, u32, u32)],
+    received: fn(u64) -> bool,
+) -> (Vec<EngineEvent>, bool) {
     let mut engine = Engine::new(config, step_time);
     let (mut now, mut events, mut overfull) = (SimTime::ZERO, Vec::new(), false);
     for (id, &(gap, input_tokens, output_tokens)) in (0..).zip(work) {
@@ -69,9 +85,9 @@ fn run(
             overfull |= engine.kv_usage() > 1.0;
         }
         engine.advance(now, &mut events);
-        engine
-            .submit(now, EngineRequest { id, input_tokens, output_tokens, ..EngineRequest::default() })
-            .unwrap();
+        let request = EngineRequest { id, input_tokens, output_tokens, ..EngineRequest::default() };
+        let taken = if received(id) { engine.receive(now, request) } else { engine.submit(now, request) };
+        taken.unwrap();
     }
     while let Some(next) = engine.next_event() {
         engine.advance(next, &mut events);
@@ -106,7 +122,21 @@ proptest! {
     #[test]
     fn skipping_ahead_equals_stepping_through_every_token(config in configs(), work in workloads()) {
         let (events, _) = run(config, EXACT, 1, &work);
-        prop_assert_eq!(events, reference::run(config, EXACT, &work));
+        prop_assert_eq!(events, reference::run(config, EXACT, &work, |_| false));
+    }
+
+    #[test]
+    fn what_is_received_goes_on_with_its_second_token(config in configs(), work in workloads()) {
+        let work: Vec<_> = work.into_iter().map(|(gap, input, output)| (gap, input, output + 1)).collect();
+        for received in [|id| id % 3 > 0, |_| true] {
+            let (events, overfull) = run_received(config, EXACT, 1, &work, received);
+            prop_assert!(!overfull);
+            let begun = |event: &EngineEvent| matches!(event, EngineEvent::FirstToken { id, .. } if received(*id));
+            prop_assert!(!events.iter().any(begun), "its first token came elsewhere");
+            let ended = events.iter().filter(|event| matches!(event, EngineEvent::Finished { .. })).count();
+            prop_assert_eq!(ended, work.len());
+            prop_assert_eq!(events, reference::run(config, EXACT, &work, received));
+        }
     }
 
     #[test]
@@ -179,13 +209,32 @@ fn replica(model: usize, scale: u64, config: EngineConfig) -> ReplicaSpec<Affine
         },
         request_time: SimTime(5),
         expected_output_tokens: 40,
+        disaggregated: None,
     }
 }
 
-/// Replicas of several kinds that all run model 0.
+/// The same behind engines that compute its prompts.
+fn split(mut replica: ReplicaSpec<Affine>, instances: (u32, u32), transfer_time: u64) -> ReplicaSpec<Affine> {
+    replica.disaggregated = Some(Disaggregation {
+        prefill_instances: instances.0,
+        decode_instances: instances.1,
+        config: replica.config,
+        step_time: replica.step_time,
+        transfer_time: SimTime(transfer_time),
+    });
+    replica
+}
+
+/// Replicas of several kinds that all run model 0, some of them disaggregated.
 fn fleets() -> impl Strategy<Value = Vec<ReplicaSpec<Affine>>> {
-    prop::collection::vec((1_u64..5, configs()), 1..5)
-        .prop_map(|kinds| kinds.into_iter().map(|(scale, config)| replica(0, scale, config)).collect())
+    let kind = (1_u64..5, configs(), prop::option::of((1_u32..4, 1_u32..4)), 0_u64..20_000);
+    prop::collection::vec(kind, 1..5).prop_map(|kinds| {
+        let of = |(scale, config, instances, transfer_time)| match instances {
+            None => replica(0, scale, config),
+            Some(instances) => split(replica(0, scale, config), instances, transfer_time),
+        };
+        kinds.into_iter().map(of).collect()
+    })
 }
 
 /// Requests of a workload for [`simulate`]; their arrivals in order.
@@ -266,6 +315,118 @@ proptest! {
         let finished = events.iter().filter(|event| matches!(event, EngineEvent::Finished { .. })).count();
         prop_assert_eq!(finished, work.len());
     }
+}
+
+/// Prompts that take two engines most of their time.
+fn long_prompts(count: u64) -> Vec<(u64, u32, u32)> {
+    (0..count).map(|at| (5_000_000 + at % 7 * 500_000, 200 + (at * 37 % 300) as u32, 40)).collect()
+}
+
+#[test]
+fn decoding_is_never_interrupted_by_a_prompt_computed_elsewhere() {
+    let config = config(64, 512, 2000);
+    let tpot_p99 = |fleet: Vec<ReplicaSpec<Affine>>| {
+        let work = long_prompts(2000);
+        let simulation = simulate(fleet, &Decider::Constant(0), requests(&work));
+        assert_eq!(simulation.outcomes.len(), 2000);
+        let mut tpot: Vec<f64> = simulation.outcomes.iter().map(|it| it.metric_s(Metric::Tpot)).collect();
+        tpot.sort_unstable_by(f64::total_cmp);
+        (tpot[1979], tpot[1999])
+    };
+    // The same load per decoding engine: two of them, with and without two more that compute prompts.
+    let together = tpot_p99(vec![replica(0, 1, config); 2]);
+    let apart = tpot_p99(vec![split(replica(0, 1, config), (2, 2), 0)]);
+    assert!(apart.0 < together.0 / 1.5, "{apart:?} {together:?}");
+    // No token waits for more than the one step that its KV cache comes into, and a step of all sequences.
+    let batch = Batch { decodes: 64, decode_context: 64 * 540, ..Batch::default() };
+    assert!(apart.1 <= EXACT.step_time(&batch).seconds() * 40.0 / 39.0, "{apart:?}");
+}
+
+#[test]
+fn a_lone_request_waits_for_its_kv_cache_once() {
+    let alone = |transfer_time| {
+        let fleet = vec![split(replica(0, 1, config(8, 512, 1000)), (1, 1), transfer_time)];
+        simulate(fleet, &Decider::Constant(0), requests(&[(0, 100, 5)])).outcomes[0]
+    };
+    let (free, slow) = (alone(0), alone(1_000_000));
+    let prompt = Batch { prefill_tokens: 100, prefill_pairs_twice: 100 * 100, ..Batch::default() };
+    // Protocol and tokenising take 5 ps.
+    assert_eq!(free.ttft, EXACT.step_time(&prompt) + SimTime(5));
+    assert_eq!(free.e2e, free.ttft + EXACT.decode_time(1, 100, 4));
+    assert_eq!((slow.ttft, slow.e2e), (free.ttft, free.e2e + SimTime(100 * 1_000_000)));
+}
+
+#[test]
+fn a_kv_cache_crosses_the_slower_link_in_as_many_parts_as_gpus_hold_it() {
+    let catalog = Catalog::builtin();
+    let gpus = ["L40S", "H100-SXM"].map(|name| catalog.gpu(name).unwrap().clone());
+    let model = catalog.model("llama-3.1-8b").unwrap();
+    let engine = EngineFlags {
+        max_num_seqs: 64,
+        max_num_batched_tokens: 2048,
+        gpu_memory_utilization: 0.9,
+        max_model_len: 4096,
+        enable_prefix_caching: false,
+    };
+    let share = ModelShare {
+        model: model.id.clone(),
+        load_fraction: Fraction::new(1.0).unwrap(),
+        quality: Fraction::default(),
+        output_length_scale: 1.0,
+        mean_prompt_tokens: 1000.0,
+        mean_answer_tokens: 100.0,
+    };
+    let group = |tp, prefill_tp, instances| ReplicaGroup {
+        id: "group".into(),
+        model: model.id.clone(),
+        gpu: "H100-SXM".into(),
+        tp,
+        pp: 1,
+        replicas: 1,
+        usd_per_hour: UsdPerHour::default(),
+        planned_rate_per_replica: RequestsPerSecond::new(2.0).unwrap(),
+        kv_cache_tokens: 100_000,
+        engine: engine.clone(),
+        disaggregated: Some(Disaggregated {
+            decode_instances: 1,
+            prefill: PrefillInstances {
+                instances,
+                gpu: "L40S".into(),
+                tp: prefill_tp,
+                pp: 1,
+                kv_cache_tokens: 100_000,
+                engine: engine.clone(),
+            },
+        }),
+    };
+    let replica = |group: &ReplicaGroup| replica_of(group, model, &gpus, 0, &share).unwrap();
+    // 8 KV heads of 128 elements, keys and values in 16 bits, in 32 layers.
+    let bytes = 2.0 * 2.0 * 8.0 * 128.0 * 32.0;
+    let [slow, fast] = [&gpus[0], &gpus[1]].map(|gpu| gpu.network_bytes_per_s);
+    for (tp, prefill_tp) in [(1, 1), (1, 2), (4, 1), (1, 8)] {
+        let group = group(tp, prefill_tp, 1);
+        let expected = (bytes / f64::from(prefill_tp) / slow).max(bytes / f64::from(tp) / fast);
+        let transfer_s = replica(&group).disaggregated.unwrap().transfer_time.seconds();
+        assert!((transfer_s - expected).abs() < 2e-12, "{tp} {prefill_tp}: {transfer_s} {expected}");
+    }
+    // The balancer sees the prompt speed of all that prefill, and the answer speed of the one that decodes.
+    let [one, three] = [1, 3].map(|instances| replica(&group(1, 1, instances)).speed);
+    assert!((three.prompt_tokens_per_s / one.prompt_tokens_per_s - 3.0).abs() < 1e-9);
+    assert_eq!(three.answer_tokens_per_s, one.answer_tokens_per_s);
+}
+
+#[test]
+fn a_prefill_engine_sends_one_kv_cache_after_the_other() {
+    let fleet = || vec![split(replica(0, 1, config(8, 512, 1000)), (1, 2), 10_000_000)];
+    let work = [(0, 100, 2), (0, 100, 2)];
+    let outcomes = simulate(fleet(), &Decider::Constant(0), requests(&work)).outcomes;
+    // The second KV cache leaves when the first is over.
+    assert_eq!(outcomes[1].e2e, outcomes[0].e2e + SimTime(100 * 10_000_000));
+    // An answer of one token ends where its prompt does, and what is too large for a decode engine is refused.
+    let work = [(0, 100, 1), (0, 900, 100_000)];
+    let simulation = simulate(fleet(), &Decider::Constant(0), requests(&work));
+    assert_eq!((simulation.outcomes.len(), simulation.failed), (1, 1));
+    assert_eq!(simulation.outcomes[0].ttft, simulation.outcomes[0].e2e);
 }
 
 #[test]

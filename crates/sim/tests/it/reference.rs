@@ -18,6 +18,8 @@ struct Sequence {
     computed: u64,
     /// Whether its prompt (and what was lost) is in the cache.
     decoding: bool,
+    /// Whether its prompt was computed elsewhere, and it has not run yet.
+    received: bool,
 }
 
 impl Sequence {
@@ -26,13 +28,22 @@ impl Sequence {
     }
 }
 
-pub(crate) fn run(config: EngineConfig, step_time: Affine, work: &[(u64, u32, u32)]) -> Vec<EngineEvent> {
+/// Requests for which `received` come with their prompt and first answer token.
+pub(crate) fn run(
+    config: EngineConfig,
+    step_time: Affine,
+    work: &[(u64, u32, u32)],
+    received: fn(u64) -> bool,
+) -> Vec<EngineEvent> {
     let mut arrivals = Vec::new();
     let mut at = 0;
     for (id, &(gap, input, output)) in (0..).zip(work) {
         at += gap;
         let (input, output) = (u64::from(input), u64::from(output));
-        arrivals.push((at, Sequence { id, input, output, generated: 0, computed: 0, decoding: false }));
+        let received = received(id);
+        let generated = u64::from(received);
+        arrivals
+            .push((at, Sequence { id, input, output, generated, computed: 0, decoding: false, received }));
     }
     let (mut now, mut next) = (0, 0);
     let (mut waiting, mut running): (Vec<Sequence>, Vec<Sequence>) = (Vec::new(), Vec::new());
@@ -80,6 +91,13 @@ pub(crate) fn run(config: EngineConfig, step_time: Affine, work: &[(u64, u32, u3
                 break;
             }
             waiting.remove(0);
+            if sequence.received {
+                (sequence.computed, sequence.decoding, sequence.received) = (sequence.input, true, false);
+                budget -= 1;
+                running.push(sequence);
+                forget(&config, &mut idle, blocks_of_step(&running, chunks));
+                continue;
+            }
             // What is left of its own blocks from before a preemption.
             let left = idle.iter().filter(|owner| **owner == sequence.id).count() as u64;
             idle.retain(|owner| *owner != sequence.id);
@@ -90,6 +108,7 @@ pub(crate) fn run(config: EngineConfig, step_time: Affine, work: &[(u64, u32, u3
             running.push(sequence);
             forget(&config, &mut idle, blocks_of_step(&running, chunks));
         }
+        let decodes = running.iter().filter(|it| it.decoding).count() as u64;
         let mut batch = Batch { decodes, ..Batch::default() };
         batch.decode_context = running.iter().filter(|it| it.decoding).map(|it| it.computed).sum();
         for &(id, tokens) in chunks.iter() {

@@ -364,7 +364,8 @@ cells: 12
                 counts(&drawn, sizes[5], |cell| cell.slo),
             ] {
                 let (least, most) = (counts.iter().min().unwrap(), counts.iter().max().unwrap());
-                prop_assert!(most - least <= 1, "{:?}", counts);
+                // Give or take one, and one more where no cell is left whose levels are all behind.
+                prop_assert!(most - least <= 2, "{:?}", counts);
             }
         }
     }

@@ -141,7 +141,7 @@ impl Ground<'_> {
 
     /// The highest rate that `design` carries.
     fn carried(&self, design: &Design) -> Option<Fleet> {
-        let Search { problem, candidates, table } = self.search;
+        let Search { problem, candidates, table, .. } = self.search;
         let fractions = &self.routes[design.route].stats.fractions;
         // Candidate by candidate, since a level that another candidate beats still counts for a replica that is there.
         let of_candidate = |candidate: &usize| {
