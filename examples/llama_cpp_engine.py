@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """llama.cpp's server on the CPU with a small model of random weights: a real engine to try `boute` on, no GPU, no download
-of models. Needs `pip install xllamacpp gguf numpy`.  usage: llama_cpp_engine.py FOLDER PORT
+of models. Needs `pip install xllamacpp gguf numpy`.  usage: llama_cpp_engine.py FOLDER PORT [LAYERS]
 
 Writes FOLDER/model.gguf (20 MB) and FOLDER/config.json (its shape, for `boute profile --config`), then serves.
 """
@@ -114,6 +114,8 @@ def serve(path, port):
 
 if __name__ == "__main__":
     folder, port = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+    if len(sys.argv) > 3:
+        SHAPE["num_hidden_layers"] = int(sys.argv[3])
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(SHAPE, indent=1))
     write_model(folder / "model.gguf")

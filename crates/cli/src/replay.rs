@@ -4,9 +4,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use boute_gateway::BenchRequest;
+use boute_router::balance::Balancing;
 use boute_router::decide::Decider;
 use boute_router::{Scorer, Scratch};
-use boute_sim::{Request, fleet, simulate};
+use boute_sim::{Request, fleet, simulate_balanced};
 use boute_spec::outcome::{Outcome, OutcomeSource};
 use boute_spec::plan::PlanDraft;
 use boute_spec::policy::{ModelPenalty, RoutingPolicy};
@@ -56,6 +57,7 @@ impl Replay {
         &self,
         plan: &PlanDraft,
         scorer: Option<&Scorer>,
+        balancing: Balancing,
         seed: u64,
     ) -> Result<Outcome, Failure> {
         let shares = &plan.routing.models;
@@ -87,7 +89,7 @@ impl Replay {
             output_tokens: &outputs[index * models..(index + 1) * models],
             hash_ids: &self.hash_ids[index],
         });
-        let simulation = simulate(replicas, &decider, requests);
+        let simulation = simulate_balanced(replicas, &decider, balancing, requests);
         let slo = &plan.targets.slo;
         Ok(Outcome::summarise(
             OutcomeSource::Simulated,

@@ -1,9 +1,12 @@
-//! An open-loop load generator: requests are sent when they are due, whatever became of earlier ones, and are timed from
-//! when they were due, so that a slow server cannot hide behind its own queue.
+//! The load generator. In an open loop requests are sent when they are due, whatever became of earlier ones, and are timed
+//! from when they were due, so that a slow server cannot hide behind its own queue; and how late the generator itself was
+//! is told. In a closed loop each client sends its next request when its last one is answered.
+//!
+//! TTFT, TPOT and E2E are vLLM's (`vllm/benchmarks/lib/endpoint_request_func.py`): to the first and to the last chunk with a
+//! choice; the chunk of counts and `[DONE]` are not waited for.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use boute_spec::outcome::RequestOutcome;
@@ -13,6 +16,7 @@ use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+use memchr::memmem;
 use serde_json::json;
 use tokio::task::JoinSet;
 use tokio::time::sleep_until;
@@ -46,6 +50,8 @@ pub struct BenchConfig {
     pub models: Vec<String>,
     /// Virtual seconds per wall second.
     pub time_scale: f64,
+    /// Clients of a closed loop, which does not look at when requests are due; `None` for an open loop.
+    pub clients: Option<usize>,
     /// In order of time.
     pub requests: Vec<BenchRequest>,
 }
@@ -57,6 +63,8 @@ pub struct BenchResult {
     pub outcomes: Vec<RequestOutcome>,
     /// Requests without a full answer, by what went wrong.
     pub errors: BTreeMap<String, u64>,
+    /// How late requests of an open loop were sent, in wall seconds, ascending: the generator's own fault.
+    pub late_s: Vec<f64>,
 }
 
 impl BenchResult {
@@ -80,36 +88,75 @@ pub async fn bench(config: BenchConfig, progress: impl Fn(u64, u64)) -> BenchRes
         time_scale: config.time_scale,
         // A moment to get going.
         start: Instant::now() + Duration::from_millis(50),
-        done: AtomicU64::new(0),
     });
-    let mut tasks = JoinSet::new();
-    let mut result = BenchResult::default();
-    let mut book =
-        |joined: Option<Result<Result<RequestOutcome, String>, tokio::task::JoinError>>| match joined {
-            Some(Ok(Ok(outcome))) => result.outcomes.push(outcome),
-            Some(Ok(Err(error))) => *result.errors.entry(error).or_default() += 1,
-            Some(Err(error)) => *result.errors.entry(error.to_string()).or_default() += 1,
-            None => {}
-        };
-    for request in config.requests {
-        sleep_until((shared.start + shared.wall(request.at)).into()).await;
-        while let Some(joined) = tasks.try_join_next() {
-            book(Some(joined));
+    let mut result = match config.clients {
+        None => open_loop(&shared, config.requests, |done| progress(done, total)).await,
+        Some(clients) => closed_loop(&shared, config.requests, clients, |done| progress(done, total)).await,
+    };
+    result.outcomes.sort_by_key(|outcome| (outcome.arrival, outcome.ttft, outcome.e2e));
+    result.late_s.sort_unstable_by(f64::total_cmp);
+    result
+}
+
+/// What one request came to.
+type Sent = Result<RequestOutcome, String>;
+
+impl BenchResult {
+    fn book(&mut self, joined: Result<Sent, tokio::task::JoinError>) {
+        match joined.map_err(|error| error.to_string()).flatten() {
+            Ok(outcome) => self.outcomes.push(outcome),
+            Err(error) => *self.errors.entry(error).or_default() += 1,
         }
-        progress(shared.done.load(Ordering::Relaxed), total);
-        let shared = Arc::clone(&shared);
-        tasks.spawn(async move {
-            let outcome = send(&shared, request).await;
-            shared.done.fetch_add(1, Ordering::Relaxed);
-            outcome
-        });
+    }
+
+    fn done(&self) -> u64 {
+        self.outcomes.len() as u64 + self.failed()
+    }
+}
+
+async fn open_loop(shared: &Arc<Shared>, requests: Vec<BenchRequest>, progress: impl Fn(u64)) -> BenchResult {
+    let (mut tasks, mut result) = (JoinSet::new(), BenchResult::default());
+    for request in requests {
+        let due = shared.start + shared.wall(request.at);
+        sleep_until(due.into()).await;
+        result.late_s.push(due.elapsed().as_secs_f64());
+        while let Some(joined) = tasks.try_join_next() {
+            result.book(joined);
+        }
+        progress(result.done());
+        let shared = Arc::clone(shared);
+        tasks.spawn(async move { send(&shared, request, due).await });
     }
     while let Some(joined) = tasks.join_next().await {
-        book(Some(joined));
-        progress(shared.done.load(Ordering::Relaxed), total);
+        result.book(joined);
+        progress(result.done());
     }
-    result.outcomes.sort_by_key(|outcome| (outcome.arrival, outcome.ttft, outcome.e2e));
     result
+}
+
+async fn closed_loop(
+    shared: &Arc<Shared>,
+    requests: Vec<BenchRequest>,
+    clients: usize,
+    progress: impl Fn(u64),
+) -> BenchResult {
+    let (mut tasks, mut result) = (JoinSet::new(), BenchResult::default());
+    let mut requests = requests.into_iter();
+    sleep_until(shared.start.into()).await;
+    loop {
+        while tasks.len() < clients.max(1)
+            && let Some(request) = requests.next()
+        {
+            let shared = Arc::clone(shared);
+            tasks.spawn(async move {
+                let now = Instant::now();
+                send(&shared, BenchRequest { at: shared.since(shared.start), ..request }, now).await
+            });
+        }
+        let Some(joined) = tasks.join_next().await else { return result };
+        result.book(joined);
+        progress(result.done());
+    }
 }
 
 /// The concrete models that an endpoint lists; empty if it does not answer.
@@ -132,7 +179,6 @@ struct Shared {
     models: Vec<String>,
     time_scale: f64,
     start: Instant,
-    done: AtomicU64,
 }
 
 impl Shared {
@@ -140,14 +186,14 @@ impl Shared {
         Duration::from_secs_f64(at.seconds() / self.time_scale)
     }
 
-    /// Virtual time since a request was due.
-    fn since(&self, due: Instant) -> SimTime {
-        SimTime::from_seconds(due.elapsed().as_secs_f64() * self.time_scale)
+    /// Virtual time since `start`.
+    fn since(&self, start: Instant) -> SimTime {
+        SimTime::from_seconds(start.elapsed().as_secs_f64() * self.time_scale)
     }
 }
 
-async fn send(shared: &Shared, request: BenchRequest) -> Result<RequestOutcome, String> {
-    let due = shared.start + shared.wall(request.at);
+/// Sends one request; times count from `due`.
+async fn send(shared: &Shared, request: BenchRequest, due: Instant) -> Sent {
     let body = json!({
         "model": shared.model,
         "messages": [{"role": "user", "content": &*request.prompt}],
@@ -172,8 +218,10 @@ async fn send(shared: &Shared, request: BenchRequest) -> Result<RequestOutcome, 
     let mut tail: Vec<u8> = Vec::with_capacity(2 * TAIL);
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame.map_err(|error| format!("broken off: {error}"))?.into_data() else { continue };
-        last = shared.since(due);
-        first.get_or_insert(last);
+        if has_choice(&data) {
+            last = shared.since(due);
+            first.get_or_insert(last);
+        }
         tail.extend_from_slice(&data);
         let extra = tail.len().saturating_sub(TAIL);
         tail.drain(..extra);
@@ -192,6 +240,11 @@ async fn send(shared: &Shared, request: BenchRequest) -> Result<RequestOutcome, 
         ttft: first.unwrap_or(last),
         e2e: last,
     })
+}
+
+/// Whether a piece of a stream holds part of an answer.
+fn has_choice(data: &[u8]) -> bool {
+    memmem::find(data, b"\"delta\"").or_else(|| memmem::find(data, b"\"text\"")).is_some()
 }
 
 /// The number behind the last `"completion_tokens":`.

@@ -123,6 +123,36 @@ impl EngineMetrics {
     }
 }
 
+/// What an engine has to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct EngineLoad {
+    /// Requests in its batches.
+    pub running: u32,
+    /// Requests that wait.
+    pub waiting: u32,
+}
+
+/// Names of the two gauges, engine by engine: vLLM, `SGLang`, TensorRT-LLM, llama.cpp (the Gateway API Inference
+/// Extension's proposal 003, and a running llama.cpp server).
+const LOAD_NAMES: [[&str; 2]; 4] = [
+    ["vllm:num_requests_running", "vllm:num_requests_waiting"],
+    ["sglang:num_running_reqs", "sglang:num_queue_reqs"],
+    ["trtllm_num_requests_running", "trtllm_num_requests_waiting"],
+    ["llamacpp:requests_processing", "llamacpp:requests_deferred"],
+];
+
+impl EngineLoad {
+    /// Reads a page; `None` if it does not say.
+    pub fn parse(text: &str) -> Option<Self> {
+        let samples = samples(text);
+        LOAD_NAMES.iter().find_map(|[running, waiting]| {
+            let running = *samples.get(*running)? as u32;
+            let waiting = samples.get(*waiting).copied().unwrap_or_default() as u32;
+            Some(Self { running, waiting })
+        })
+    }
+}
+
 fn samples(text: &str) -> Samples {
     let mut samples = Samples::new();
     for line in text.lines().filter(|line| !line.starts_with('#')) {
@@ -154,6 +184,15 @@ fn cache_config(text: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_load_is_read() {
+        let vllm = "vllm:num_requests_running{engine=\"0\"} 3.0\nvllm:num_requests_running{engine=\"1\"} 1\nvllm:num_requests_waiting{engine=\"0\"} 2.0\n";
+        assert_eq!(EngineLoad::parse(vllm), Some(EngineLoad { running: 4, waiting: 2 }));
+        let llama = "llamacpp:requests_processing 1\nllamacpp:requests_deferred 0\n";
+        assert_eq!(EngineLoad::parse(llama), Some(EngineLoad { running: 1, waiting: 0 }));
+        assert_eq!(EngineLoad::parse("up 1\n"), None);
+    }
 
     #[test]
     fn the_three_engines_are_read() {

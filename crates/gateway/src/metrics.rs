@@ -1,14 +1,50 @@
 //! Counters and histograms in Prometheus' text form, kept in atomics: few, and touched without a lock.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-/// Upper bounds in seconds: vLLM's buckets for the time to the first token, with finer ones below for our own overhead.
-const BUCKETS: [f64; 20] = [
-    0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75,
-    1.0, 2.5, 5.0, 10.0, 30.0,
+/// Upper bounds in seconds. vLLM's for the time to the first token, from `vllm/v1/metrics/loggers.py`, as are the next two.
+pub(crate) const TTFT_S: [f64; 22] = [
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0,
+    80.0, 160.0, 640.0, 2560.0,
 ];
+/// For the time per further token.
+pub(crate) const TPOT_S: [f64; 19] = [
+    0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
+];
+/// For whole requests.
+pub(crate) const E2E_S: [f64; 21] = [
+    0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0,
+    960.0, 1920.0, 7680.0,
+];
+/// For what the gateway adds.
+pub(crate) const OVERHEAD_S: [f64; 12] =
+    [0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.0025, 0.005, 0.01, 0.1, 1.0];
+/// For token counts: those of OpenTelemetry's `gen_ai.client.token.usage`.
+pub(crate) const TOKENS: [f64; 14] = [
+    1.0,
+    4.0,
+    16.0,
+    64.0,
+    256.0,
+    1024.0,
+    4096.0,
+    16_384.0,
+    65_536.0,
+    262_144.0,
+    1_048_576.0,
+    4_194_304.0,
+    16_777_216.0,
+    67_108_864.0,
+];
+/// For scores.
+pub(crate) const SCORES: [f64; 10] = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0];
+
+/// Parts of a unit that sums are kept in: nanoseconds of seconds.
+const PARTS: f64 = 1e9;
 
 /// A monotone count.
 #[derive(Debug, Default)]
@@ -24,34 +60,71 @@ impl Counter {
     }
 }
 
-/// A histogram of durations.
+/// Counts by name; for what is rare.
 #[derive(Debug, Default)]
+pub(crate) struct CounterOf(Mutex<BTreeMap<&'static str, u64>>);
+
+impl CounterOf {
+    pub(crate) fn add(&self, name: &'static str) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(name).or_default() += 1;
+    }
+
+    pub(crate) fn write(&self, out: &mut String, name: &str, label: &str) {
+        for (value, count) in &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            sample(out, name, &format!("{label}=\"{value}\""), count);
+        }
+    }
+}
+
+/// A histogram of numbers that are not negative.
+#[derive(Debug)]
 pub(crate) struct Histogram {
-    buckets: [AtomicU64; BUCKETS.len()],
+    bounds: &'static [f64],
+    buckets: Box<[AtomicU64]>,
     count: AtomicU64,
-    sum_ns: AtomicU64,
+    /// In [`PARTS`], and what overflows them.
+    sum: AtomicU64,
+    sum_whole: AtomicU64,
 }
 
 impl Histogram {
-    pub(crate) fn observe(&self, duration: Duration) {
-        let seconds = duration.as_secs_f64();
-        if let Some(bucket) = BUCKETS.iter().position(|bound| seconds <= *bound) {
+    pub(crate) fn new(bounds: &'static [f64]) -> Self {
+        let buckets = bounds.iter().map(|_| AtomicU64::default()).collect();
+        Self {
+            bounds,
+            buckets,
+            count: AtomicU64::default(),
+            sum: AtomicU64::default(),
+            sum_whole: AtomicU64::default(),
+        }
+    }
+
+    pub(crate) fn observe(&self, value: f64) {
+        if let Some(bucket) = self.bounds.iter().position(|bound| value <= *bound) {
             self.buckets[bucket].fetch_add(1, Ordering::Relaxed);
         }
         self.count.fetch_add(1, Ordering::Relaxed);
-        self.sum_ns.fetch_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.sum.fetch_add((value.fract() * PARTS) as u64, Ordering::Relaxed);
+        if value >= 1.0 {
+            self.sum_whole.fetch_add(value as u64, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn observe_time(&self, time: Duration) {
+        self.observe(time.as_secs_f64());
     }
 
     /// Appends the histogram; `labels` like `model="x"`, or empty.
     pub(crate) fn write(&self, out: &mut String, name: &str, labels: &str) {
         let comma = if labels.is_empty() { "" } else { "," };
         let mut below = 0;
-        for (bound, bucket) in BUCKETS.iter().zip(&self.buckets) {
+        for (bound, bucket) in self.bounds.iter().zip(&self.buckets) {
             below += bucket.load(Ordering::Relaxed);
             let _ = writeln!(out, "{name}_bucket{{{labels}{comma}le=\"{bound}\"}} {below}");
         }
         let count = self.count.load(Ordering::Relaxed);
-        let sum = self.sum_ns.load(Ordering::Relaxed) as f64 / 1e9;
+        let sum =
+            self.sum_whole.load(Ordering::Relaxed) as f64 + self.sum.load(Ordering::Relaxed) as f64 / PARTS;
         let _ = writeln!(out, "{name}_bucket{{{labels}{comma}le=\"+Inf\"}} {count}");
         let _ = writeln!(out, "{name}_sum{{{labels}}} {sum}\n{name}_count{{{labels}}} {count}");
     }
@@ -65,4 +138,27 @@ pub(crate) fn describe(out: &mut String, name: &str, kind: &str, help: &str) {
 /// Appends one sample.
 pub(crate) fn sample(out: &mut String, name: &str, labels: &str, value: impl std::fmt::Display) {
     let _ = writeln!(out, "{name}{{{labels}}} {value}");
+}
+
+/// `text` inside the quotes of a label.
+pub(crate) fn label(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_histogram_adds_up() {
+        let histogram = Histogram::new(&TTFT_S);
+        for value in [0.0005, 0.05, 3000.25] {
+            histogram.observe(value);
+        }
+        let mut out = String::new();
+        histogram.write(&mut out, "x", "m=\"a\"");
+        assert!(out.starts_with("x_bucket{m=\"a\",le=\"0.001\"} 1\n"), "{out}");
+        assert!(out.contains("le=\"2560\"} 2\n") && out.contains("le=\"+Inf\"} 3\n"), "{out}");
+        assert!(out.contains("x_sum{m=\"a\"} 3000.3005\n") && out.ends_with("x_count{m=\"a\"} 3\n"), "{out}");
+    }
 }

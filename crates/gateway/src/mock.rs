@@ -5,27 +5,26 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use axum::Router;
-use axum::body::Body;
-use axum::extract::State;
-use axum::http::{HeaderMap, HeaderValue, Response, header};
-use axum::routing::{get, post};
 use boute_perf::StepTime;
 use boute_sim::{Engine, EngineConfig, EngineEvent, EngineRequest};
 use boute_spec::units::SimTime;
 use bytes::Bytes;
 use http_body_util::{BodyExt, channel::Channel};
+use hyper::header::{self, HeaderValue};
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, sleep_until};
 
-use crate::metrics::{Histogram, describe, sample};
-use crate::openai::{Failure, Peek, prompt_tokens, read_body};
-use crate::serve::listen;
+use crate::http::{
+    ClientLimits, Request, Response, Service, json_response, read_body, serve_forever, text_response,
+};
+use crate::metrics::{Histogram, TTFT_S, describe, sample};
+use crate::openai::{Endpoint, Failure, Peek};
 
 /// Wall time between two batches of tokens of one stream.
 const BATCH: Duration = Duration::from_millis(20);
@@ -100,17 +99,10 @@ pub async fn serve_mock<T: StepTime + Send + Sync + 'static>(config: MockConfig<
         output_length_scale: config.output_length_scale,
         submissions,
         gauges,
-        ttft: Histogram::default(),
+        ttft: Histogram::new(&TTFT_S),
         next_id: std::sync::atomic::AtomicU64::new(0),
     });
-    let router = Router::new()
-        .route("/v1/chat/completions", post(chat))
-        .route("/v1/completions", post(completion))
-        .route("/v1/models", get(models))
-        .route("/health", get(|| async { "" }))
-        .route("/metrics", get(metrics))
-        .with_state(replica);
-    tokio::join!(driver.run(received), listen(router, listener));
+    tokio::join!(driver.run(received), serve_forever(replica, listener));
 }
 
 struct Stream {
@@ -229,40 +221,51 @@ impl<T: StepTime> Driver<T> {
     }
 }
 
-async fn models(State(replica): State<Arc<Replica>>) -> Response<Body> {
-    json_response(&json!({
-        "object": "list",
-        "data": [{"id": replica.model, "object": "model", "created": 0, "owned_by": "boute mock"}],
-    }))
-}
-
-async fn metrics(State(replica): State<Arc<Replica>>) -> String {
-    let mut out = String::new();
-    let labels = format!("model_name=\"{}\"", replica.model);
-    {
-        let Ok(gauges) = replica.gauges.lock() else { return out };
-        for (name, help, value) in [
-            ("vllm:num_requests_running", "Requests in model execution batches.", gauges.running as f64),
-            ("vllm:num_requests_waiting", "Requests waiting to be processed.", gauges.waiting as f64),
-            ("vllm:kv_cache_usage_perc", "KV-cache usage; 1 means 100 percent.", gauges.kv_usage),
-        ] {
-            describe(&mut out, name, "gauge", help);
-            sample(&mut out, name, &labels, value);
+impl Service for Replica {
+    async fn answer(self: Arc<Self>, request: Request, _: IpAddr) -> Response {
+        match (request.uri().path(), Endpoint::of(request.uri().path())) {
+            ("/v1/models", _) => json_response(self.models()),
+            ("/health", _) => text_response(""),
+            ("/metrics", _) => text_response(self.metrics()),
+            (_, Some(endpoint @ (Endpoint::Chat | Endpoint::Completions))) => {
+                answer(self, request, endpoint).await.unwrap_or_else(|failure| failure.response())
+            }
+            _ => Failure::no_such_path().response(),
         }
-        describe(&mut out, "vllm:num_preemptions_total", "counter", "Preemptions by the engine.");
-        sample(&mut out, "vllm:num_preemptions_total", &labels, gauges.preemptions);
     }
-    describe(&mut out, "vllm:time_to_first_token_seconds", "histogram", "Time to first token, wall clock.");
-    replica.ttft.write(&mut out, "vllm:time_to_first_token_seconds", &labels);
-    out
 }
 
-async fn chat(State(replica): State<Arc<Replica>>, headers: HeaderMap, body: Body) -> Response<Body> {
-    answer(replica, headers, body, true).await.unwrap_or_else(|failure| failure.response())
-}
+impl Replica {
+    fn models(&self) -> String {
+        let model = json!({"id": self.model, "object": "model", "created": 0, "owned_by": "boute mock"});
+        json!({"object": "list", "data": [model]}).to_string()
+    }
 
-async fn completion(State(replica): State<Arc<Replica>>, headers: HeaderMap, body: Body) -> Response<Body> {
-    answer(replica, headers, body, false).await.unwrap_or_else(|failure| failure.response())
+    fn metrics(&self) -> String {
+        let mut out = String::new();
+        let labels = format!("model_name=\"{}\"", self.model);
+        {
+            let Ok(gauges) = self.gauges.lock() else { return out };
+            for (name, help, value) in [
+                ("vllm:num_requests_running", "Requests in model execution batches.", gauges.running as f64),
+                ("vllm:num_requests_waiting", "Requests waiting to be processed.", gauges.waiting as f64),
+                ("vllm:kv_cache_usage_perc", "KV-cache usage; 1 means 100 percent.", gauges.kv_usage),
+            ] {
+                describe(&mut out, name, "gauge", help);
+                sample(&mut out, name, &labels, value);
+            }
+            describe(&mut out, "vllm:num_preemptions_total", "counter", "Preemptions by the engine.");
+            sample(&mut out, "vllm:num_preemptions_total", &labels, gauges.preemptions);
+        }
+        describe(
+            &mut out,
+            "vllm:time_to_first_token_seconds",
+            "histogram",
+            "Time to first token, wall clock.",
+        );
+        self.ttft.write(&mut out, "vllm:time_to_first_token_seconds", &labels);
+        out
+    }
 }
 
 /// What is the same in every chunk of an answer.
@@ -276,20 +279,16 @@ struct Answer {
     words: u32,
 }
 
-async fn answer(
-    replica: Arc<Replica>,
-    headers: HeaderMap,
-    body: Body,
-    chat: bool,
-) -> Result<Response<Body>, Failure> {
+async fn answer(replica: Arc<Replica>, request: Request, endpoint: Endpoint) -> Result<Response, Failure> {
     let started = Instant::now();
-    let body = read_body(body).await?;
-    let peek = Peek::read(&body)?;
-    let model = peek.model()?;
+    let (parts, body) = request.into_parts();
+    let body = read_body(body, ClientLimits::default().body).await?;
+    let mut peek = Peek::read(&body)?;
+    let model = peek.model()?.into_owned();
     if model != replica.model {
         return Err(Failure::unknown_model(&model, &replica.model));
     }
-    let input_tokens = prompt_tokens(&headers, &peek.text()?);
+    let input_tokens = peek.text(endpoint)?.tokens(&parts.headers);
     let asked = f64::from(peek.answer_tokens().unwrap_or(DEFAULT_ANSWER));
     let output_tokens = (asked * replica.output_length_scale).round().max(1.0) as u32;
     let id = replica.next_id.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
@@ -304,14 +303,19 @@ async fn answer(
         Some(Tokens::Refused(why)) => return Err(Failure::bad_request(why, None)),
         Some(Tokens::Done) | None => return Err(Failure::no_replica(&model)),
     };
-    replica.ttft.observe(started.elapsed());
-    let answer =
-        Answer { id: format!("boute-{id}"), model, chat, prompt: input_tokens, words: output_tokens };
-    if peek.stream {
+    replica.ttft.observe_time(started.elapsed());
+    let answer = Answer {
+        id: format!("boute-{id}"),
+        model,
+        chat: endpoint == Endpoint::Chat,
+        prompt: input_tokens,
+        words: output_tokens,
+    };
+    if peek.streams() {
         return Ok(stream(answer, first, received, peek.wants_usage()));
     }
     while let Some(Tokens::More(_)) = received.recv().await {}
-    Ok(json_response(&answer.whole()))
+    Ok(json_response(answer.whole().to_string()))
 }
 
 /// Streams an answer whose first tokens are there.
@@ -320,7 +324,7 @@ fn stream(
     first: u32,
     mut received: mpsc::UnboundedReceiver<Tokens>,
     usage: bool,
-) -> Response<Body> {
+) -> Response {
     let (mut sender, channel) = Channel::<Bytes, Infallible>::new(16);
     tokio::spawn(async move {
         let mut next = Some(Tokens::More(first));
@@ -337,7 +341,7 @@ fn stream(
         end.extend_from_slice(b"data: [DONE]\n\n");
         let _ = sender.send_data(end.into()).await;
     });
-    let mut response = Response::new(Body::new(channel.map_err(|never| match never {})));
+    let mut response = Response::new(channel.map_err(|never| match never {}).boxed_unsync());
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
@@ -390,10 +394,4 @@ impl Answer {
 
 fn event(value: &serde_json::Value) -> Vec<u8> {
     format!("data: {value}\n\n").into_bytes()
-}
-
-pub(crate) fn json_response(value: &serde_json::Value) -> Response<Body> {
-    let mut response = Response::new(Body::from(value.to_string()));
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    response
 }

@@ -1,594 +1,855 @@
 //! The gateway: scores the prompt, decides the model, picks the replica, and passes bytes through.
 //!
 //! A request is read far enough to know its model and text; `model` is spliced, every other byte is forwarded as it came,
-//! and so is the answer. An upstream that cannot be reached before the first byte is retried once on another replica and
-//! avoided for a second; one that dies mid-stream becomes an error event and a broken connection, never a clean end.
-//! When the client goes, the upstream request goes with it.
+//! and so is the answer. Until the first byte of an answer is there, another replica may be tried, within a budget; after
+//! that a replica's death becomes an error event and a broken connection, never a clean end. When the client goes, in
+//! whatever phase, the upstream connection goes with it.
 
-use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant, SystemTime};
 
-use axum::Router;
-use axum::body::Body;
-use axum::extract::State;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
-use axum::routing::{any, get, post};
-use axum::serve::ListenerExt;
-use boute_router::balance::{ReplicaLoad, ReplicaSpeed, RequestSize, least_expected_finish};
-use boute_router::decide::{Decider, UnknownModel};
-use boute_router::{Scorer, Scratch};
-use boute_spec::policy::RoutingPolicy;
-use bytes::Bytes;
-use http_body::{Body as HttpBody, Frame};
+use boute_router::balance::{Balancing, Candidate, RequestSize, pick};
+use bytes::{Bytes, BytesMut};
 use http_body_util::Full;
-use hyper::body::Incoming;
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper::body::{Body as HttpBody, Incoming};
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::http::response;
+use hyper::{Method, StatusCode, Uri};
 use serde_json::json;
 use tokio::net::TcpListener;
-use tokio::time::Sleep;
+use tokio::sync::watch;
+use tokio::time::timeout;
 
-use crate::metrics::{Counter, Histogram, describe, sample};
-use crate::mock::json_response;
-use crate::openai::{Failure, Peek, prompt_tokens, read_body};
+use crate::admission::{Admission, AdmissionLimits, Permit};
+use crate::affinity::{Affinity, Blocks};
+use crate::decisions::DecisionLog;
+use crate::http::{ClientLimits, Request, Response, Service, full, json_response, read_body, serve};
+use crate::keys::{Key, Keys};
+use crate::metrics::{Counter, CounterOf, Histogram, OVERHEAD_S};
+use crate::openai::{Endpoint, Failure, Peek, openai_error};
+use crate::quality::Quality;
+use crate::relay::{Begun, Relay, Story};
+use crate::replica::{Fault, Place, Replica, Upstream};
+use crate::routes::{Choice, GatewayError, Model, Routes, RoutesConfig, header_text};
+use crate::sse::Watch;
+use crate::tls::Tls;
+use crate::traffic::Ending;
+use crate::upstream::{Outgoing, Wire};
 
-/// Model name by which the plan's policy decides.
-pub const AUTO: &str = "auto";
-/// A replica that could not be reached is avoided for this long.
-const AVOID: Duration = Duration::from_secs(1);
-/// Idle connections to replicas are closed before engines close them (llama.cpp says 5 s).
-const IDLE: Duration = Duration::from_secs(4);
-const CONNECT: Duration = Duration::from_secs(5);
-/// Between telling a client that its stream is broken and breaking it off.
-const FAREWELL: Duration = Duration::from_millis(50);
-/// Answer length the balancer expects where nothing is known.
-const EXPECTED_ANSWER: u32 = 256;
+/// Replicas that one request is sent to, at most.
+const MOST_ATTEMPTS: u32 = 3;
+/// Longest error of an engine that is passed on.
+const LONGEST_ERROR: usize = 64 << 10;
+/// A kept connection that breaks off this soon was closed by the engine before the request came.
+const STALE: Duration = Duration::from_millis(100);
 
-/// One engine that answers.
-#[derive(Debug, Clone)]
-pub struct Upstream {
-    /// Model it serves, by the name it knows.
-    pub model: String,
-    /// Its address, such as `http://127.0.0.1:8000`.
-    pub url: String,
-    /// What the balancer knows of its speed.
-    pub speed: ReplicaSpeed,
-    /// Answer length the balancer expects of it; `None` if not known.
-    pub expected_output_tokens: Option<u32>,
+const SESSION: HeaderName = HeaderName::from_static("x-boute-session");
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// How long things may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// What clients may take.
+    pub client: ClientLimits,
+    /// How much is taken on at once.
+    pub admission: AdmissionLimits,
+    /// Until a replica gives the first byte of its answer.
+    pub first_byte: Duration,
+    /// Between two pieces of an answer.
+    pub silence: Duration,
+    /// A whole answer.
+    pub answer: Duration,
+    /// Between two health checks of a replica.
+    pub check_every: Duration,
 }
 
-/// What the gateway serves.
-#[derive(Debug)]
-pub struct GatewayConfig {
-    /// How `auto` is decided; `None` if only concrete models are served.
-    pub policy: Option<RoutingPolicy>,
-    /// Scores prompts for the policy; not needed for a constant policy.
-    pub scorer: Option<Scorer>,
-    /// The engines.
-    pub upstreams: Vec<Upstream>,
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            client: ClientLimits::default(),
+            admission: AdmissionLimits::default(),
+            first_byte: Duration::from_mins(5),
+            silence: Duration::from_mins(2),
+            answer: Duration::from_mins(30),
+            check_every: Duration::from_secs(1),
+        }
+    }
 }
 
-/// Why a gateway cannot start.
-#[derive(Debug, thiserror::Error)]
-pub enum GatewayError {
-    /// The policy names a model without scores.
-    #[error(transparent)]
-    Policy(#[from] UnknownModel),
-    /// A replica's address is none.
-    #[error("`{url}` is not an address of a replica; write it like `http://127.0.0.1:8000`")]
-    Url {
-        /// What was given.
-        url: String,
-    },
-    /// A model that the policy sends queries to has no replica.
-    #[error("the policy sends queries to `{model}`, but no replica serves it; add `--replica {model}=URL`")]
-    NoReplica {
-        /// The model.
-        model: String,
-    },
-}
-
+/// What does not change while a gateway runs.
 #[derive(Debug, Default)]
-struct Load {
-    in_flight: AtomicU32,
-    waiting_prompt_tokens: AtomicU64,
-    expected_answer_tokens: AtomicU64,
-    /// Milliseconds since the gateway's start until which the replica is avoided.
-    avoid_until_ms: AtomicU64,
+pub struct Settings {
+    /// How long things may take.
+    pub limits: Limits,
+    /// Where decisions are logged, if anywhere.
+    pub decisions: Option<std::path::PathBuf>,
+    /// Whether prompts are logged with them.
+    pub log_prompts: bool,
+    /// Origins of web pages that may ask; `*` for all.
+    pub allow_origins: Vec<String>,
 }
 
-struct Replica {
-    model: String,
-    url: String,
-    speed: ReplicaSpeed,
-    expected_output_tokens: u32,
-    load: Load,
-    requests: Counter,
-    failures: Counter,
+/// A gateway; clones are the same one.
+#[derive(Clone)]
+pub struct Gateway(pub(crate) Arc<Inner>);
+
+/// What replicas there are besides those of the configuration.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Fleet {
+    pub(crate) config: RoutesConfig,
+    pub(crate) added: Vec<Upstream>,
+    pub(crate) removed: Vec<String>,
+    next_id: u64,
 }
 
-impl Replica {
-    fn snapshot(&self) -> ReplicaLoad {
-        ReplicaLoad {
-            in_flight: self.load.in_flight.load(Ordering::Relaxed),
-            waiting_prompt_tokens: self.load.waiting_prompt_tokens.load(Ordering::Relaxed),
-            expected_answer_tokens: self.load.expected_answer_tokens.load(Ordering::Relaxed),
-        }
-    }
-}
-
-struct Gateway {
-    decider: Option<Decider>,
-    /// Models in the decider's order of scores.
-    scored: Vec<String>,
-    scorer: Option<Scorer>,
-    models: Vec<String>,
-    replicas: Vec<Arc<Replica>>,
-    client: Client<HttpConnector, Full<Bytes>>,
+pub(crate) struct Inner {
+    pub(crate) limits: Limits,
+    pub(crate) decisions: Option<DecisionLog>,
+    log_prompts: bool,
+    allow_origins: Vec<String>,
+    pub(crate) fleet: Mutex<Fleet>,
+    routes: RwLock<Arc<Routes>>,
+    keys: RwLock<Option<Arc<Keys>>>,
+    pub(crate) admission: Arc<Admission>,
+    affinity: Affinity,
+    pub(crate) quality: Quality,
+    budget: RetryBudget,
     started: Instant,
+    started_ms: u64,
     next_id: AtomicU64,
-    decisions: Vec<Counter>,
-    retries: Counter,
-    errors: Counter,
-    overhead: Histogram,
-    ttft: Arc<Histogram>,
+    turn: AtomicU64,
+    pub(crate) stopping: AtomicBool,
+    pub(crate) retries: CounterOf,
+    pub(crate) errors: CounterOf,
+    pub(crate) plan_swaps: Counter,
+    pub(crate) overhead: Histogram,
 }
 
-/// A gateway that is ready to serve.
-pub struct ReadyGateway(Arc<Gateway>);
+/// Retries are a tenth of the requests, and a hundred at once at most: a failing fleet is not asked more than it was.
+#[derive(Debug)]
+struct RetryBudget(AtomicI64);
 
-impl ReadyGateway {
-    /// Checks the configuration.
-    ///
-    /// # Errors
-    /// If policy, scorer and replicas do not fit together.
-    pub fn new(config: GatewayConfig) -> Result<Self, GatewayError> {
-        let mut models: Vec<String> =
-            config.upstreams.iter().map(|upstream| upstream.model.clone()).collect();
-        models.sort();
-        models.dedup();
-        let scored = config.scorer.as_ref().map_or_else(|| models.clone(), |scorer| scorer.models().to_vec());
-        let decider = config.policy.as_ref().map(|policy| Decider::new(policy, &scored)).transpose()?;
-        if let Some(policy) = &config.policy
-            && let Some(missing) =
-                policy.models().into_iter().find(|model| !models.iter().any(|it| it == model))
-        {
-            return Err(GatewayError::NoReplica { model: missing.into() });
+impl RetryBudget {
+    const COST: i64 = 10;
+    const MOST: i64 = 100 * Self::COST;
+
+    fn earn(&self) {
+        if self.0.load(Relaxed) < Self::MOST {
+            self.0.fetch_add(1, Relaxed);
         }
-        let replicas = config.upstreams.into_iter().map(replica).collect::<Result<Vec<_>, _>>()?;
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(CONNECT));
-        let client = Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE)
-            .build(connector);
-        Ok(Self(Arc::new(Gateway {
-            decider,
-            scorer: config.scorer,
-            decisions: models.iter().map(|_| Counter::default()).collect(),
-            scored,
-            models,
-            replicas,
-            client,
-            started: Instant::now(),
-            next_id: AtomicU64::new(0),
-            retries: Counter::default(),
-            errors: Counter::default(),
-            overhead: Histogram::default(),
-            ttft: Arc::default(),
-        })))
     }
 
-    /// Serves on `listener` until the task is dropped.
-    pub async fn serve(self, listener: TcpListener) {
-        let router = Router::new()
-            .route("/v1/chat/completions", post(relay))
-            .route("/v1/completions", post(relay))
-            .route("/v1/models", get(models))
-            .route("/health", get(health))
-            .route("/metrics", get(metrics))
-            .fallback(any(|| async { Failure::no_such_path(StatusCode::NOT_FOUND).response() }))
-            .method_not_allowed_fallback(|| async {
-                Failure::no_such_path(StatusCode::METHOD_NOT_ALLOWED).response()
-            })
-            .with_state(self.0);
-        listen(router, listener).await;
+    fn spend(&self) -> bool {
+        self.0.fetch_update(Relaxed, Relaxed, |left| (left >= Self::COST).then(|| left - Self::COST)).is_ok()
     }
-}
-
-/// Serves `router` with small packets sent at once.
-pub(crate) async fn listen(router: Router, listener: TcpListener) {
-    let listener = listener.tap_io(|stream| {
-        // A socket that refuses the option still works.
-        let _ = stream.set_nodelay(true);
-    });
-    // `axum::serve` ends only when its task does.
-    let _ = axum::serve(listener, router).await;
-}
-
-fn replica(upstream: Upstream) -> Result<Arc<Replica>, GatewayError> {
-    let url = upstream.url.trim_end_matches('/').trim_end_matches("/v1").to_owned();
-    let valid =
-        url.parse::<Uri>().is_ok_and(|uri| uri.scheme_str() == Some("http") && uri.authority().is_some());
-    if !valid {
-        return Err(GatewayError::Url { url: upstream.url });
-    }
-    Ok(Arc::new(Replica {
-        model: upstream.model,
-        url,
-        speed: upstream.speed,
-        expected_output_tokens: upstream.expected_output_tokens.unwrap_or(EXPECTED_ANSWER),
-        load: Load::default(),
-        requests: Counter::default(),
-        failures: Counter::default(),
-    }))
-}
-
-/// Who answers a request, and why.
-struct Choice {
-    model: String,
-    margin: Option<f32>,
-    reason: &'static str,
 }
 
 impl Gateway {
-    fn choose(&self, asked: &str, text: &str) -> Result<Choice, Failure> {
-        let unknown = || Failure::unknown_model(asked, &self.names().join(", "));
-        if asked != AUTO {
-            let known = self.models.iter().any(|model| model == asked);
-            return known
-                .then(|| Choice { model: asked.to_owned(), margin: None, reason: "asked" })
-                .ok_or_else(unknown);
-        }
-        let decider = self.decider.as_ref().ok_or_else(unknown)?;
-        let mut scores = vec![0.0; self.scored.len()];
-        if let Some(scorer) = &self.scorer {
-            thread_local! {
-                static SCRATCH: std::cell::RefCell<Scratch> = std::cell::RefCell::default();
-            }
-            SCRATCH.with_borrow_mut(|scratch| scorer.score(text, scratch, &mut scores));
-        }
-        let decision = decider.decide(&scores);
-        let reason = if decision.margin.is_finite() { "policy" } else { "constant" };
-        Ok(Choice { model: self.scored[decision.model].clone(), margin: Some(decision.margin), reason })
-    }
-
-    /// `auto`, if there is a policy, and the concrete models.
-    fn names(&self) -> Vec<&str> {
-        let auto = self.decider.iter().map(|_| AUTO);
-        auto.chain(self.models.iter().map(String::as_str)).collect()
-    }
-
-    fn now_ms(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
-    }
-
-    /// The replica of `model` that is expected to finish first, `but` excepted; avoided ones only if there is no other.
-    fn pick(&self, model: &str, but: Option<usize>, size: RequestSize) -> Option<usize> {
-        let now = self.now_ms();
-        let loads: Vec<(usize, ReplicaLoad)> = self
-            .replicas
-            .iter()
-            .enumerate()
-            .filter(|(index, replica)| replica.model == model && Some(*index) != but)
-            .map(|(index, replica)| (index, replica.snapshot()))
-            .collect();
-        let well = |index: usize| self.replicas[index].load.avoid_until_ms.load(Ordering::Relaxed) <= now;
-        let any_well = loads.iter().any(|(index, _)| well(*index));
-        let candidates = loads.iter().filter(|(index, _)| !any_well || well(*index));
-        least_expected_finish(
-            candidates.map(|(index, load)| (*index, load, &self.replicas[*index].speed)),
-            size,
-        )
-    }
-}
-
-/// A request's place on a replica; gives everything back when dropped, whatever happened.
-struct Place {
-    replica: Arc<Replica>,
-    prompt_tokens: u64,
-    answer_tokens: u64,
-}
-
-impl Place {
-    fn take(replica: &Arc<Replica>, prompt_tokens: u32) -> Self {
-        let place = Self {
-            replica: Arc::clone(replica),
-            prompt_tokens: u64::from(prompt_tokens),
-            answer_tokens: u64::from(replica.expected_output_tokens),
+    /// Checks the configuration and opens the log.
+    ///
+    /// # Errors
+    /// If policy, scorer, replicas and names do not fit together, or the log cannot be written.
+    pub fn new(config: RoutesConfig, settings: Settings) -> Result<Self, GatewayError> {
+        let inner = Inner {
+            limits: settings.limits,
+            decisions: settings.decisions.as_deref().map(DecisionLog::open).transpose()?,
+            log_prompts: settings.log_prompts,
+            allow_origins: settings.allow_origins,
+            fleet: Mutex::default(),
+            routes: RwLock::new(Arc::new(Routes::new(
+                RoutesConfig::default(),
+                |_| None,
+                |_| Arc::default(),
+            )?)),
+            keys: RwLock::default(),
+            admission: Admission::new(settings.limits.admission),
+            affinity: Affinity::default(),
+            quality: Quality::default(),
+            budget: RetryBudget(AtomicI64::new(RetryBudget::MOST)),
+            started: Instant::now(),
+            started_ms: SystemTime::now()
+                .duration_since(SystemTime::UNIX_EPOCH)
+                .unwrap_or_default()
+                .as_millis() as u64,
+            next_id: AtomicU64::new(0),
+            turn: AtomicU64::new(0),
+            stopping: AtomicBool::new(false),
+            retries: CounterOf::default(),
+            errors: CounterOf::default(),
+            plan_swaps: Counter::default(),
+            overhead: Histogram::new(&OVERHEAD_S),
         };
-        let load = &place.replica.load;
-        load.in_flight.fetch_add(1, Ordering::Relaxed);
-        load.waiting_prompt_tokens.fetch_add(place.prompt_tokens, Ordering::Relaxed);
-        load.expected_answer_tokens.fetch_add(place.answer_tokens, Ordering::Relaxed);
-        place
+        inner.change(|fleet| {
+            fleet.config = config;
+            Ok(())
+        })?;
+        Ok(Self(Arc::new(inner)))
     }
 
-    /// The first token has come: the prompt is done.
-    fn begun(&mut self) {
-        self.replica.load.waiting_prompt_tokens.fetch_sub(self.prompt_tokens, Ordering::Relaxed);
-        self.prompt_tokens = 0;
+    /// Serves another configuration from now on; requests under way end as they began.
+    ///
+    /// # Errors
+    /// If it does not fit together; then the old one stays.
+    pub fn swap(&self, config: RoutesConfig) -> Result<(), GatewayError> {
+        self.0.change(|fleet| {
+            fleet.config = config;
+            Ok(())
+        })?;
+        self.0.plan_swaps.add(1);
+        Ok(())
+    }
+
+    /// Only these keys are served from now on; everybody, if there are none.
+    pub fn set_keys(&self, keys: Option<Keys>) {
+        let mut held = self.0.keys.write().unwrap_or_else(PoisonError::into_inner);
+        *held = keys.map(|mut keys| {
+            if let Some(before) = &*held {
+                keys.carry_over(before);
+            }
+            Arc::new(keys)
+        });
+    }
+
+    /// Serves clients on `listener`, and checks the replicas' health, until `stop` says so; then waits for the answers under
+    /// way, within the limit.
+    pub async fn serve(&self, listener: TcpListener, tls: Option<Tls>, stop: watch::Receiver<bool>) {
+        let inner = &self.0;
+        let stopping = async {
+            let mut stop = stop.clone();
+            if stop.wait_for(|stop| *stop).await.is_ok() {
+                inner.stopping.store(true, Relaxed);
+            }
+        };
+        let served = serve(Arc::clone(inner), listener, inner.limits.client, tls, stop.clone());
+        let watched = async {
+            tokio::select! {
+                () = inner.watch_replicas() => {}
+                () = served => {}
+            }
+        };
+        tokio::join!(stopping, watched);
     }
 }
 
-impl Drop for Place {
-    fn drop(&mut self) {
-        let load = &self.replica.load;
-        load.in_flight.fetch_sub(1, Ordering::Relaxed);
-        load.waiting_prompt_tokens.fetch_sub(self.prompt_tokens, Ordering::Relaxed);
-        load.expected_answer_tokens.fetch_sub(self.answer_tokens, Ordering::Relaxed);
+impl Inner {
+    /// Changes what is served, all or nothing.
+    pub(crate) fn change(
+        &self,
+        change: impl FnOnce(&mut Fleet) -> Result<(), GatewayError>,
+    ) -> Result<(), GatewayError> {
+        let mut fleet = self.fleet.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = fleet.clone();
+        change(&mut next)?;
+        let now = self.routes();
+        let mut config = next.config.clone();
+        config.upstreams.extend(next.added.iter().cloned());
+        config.upstreams.retain(|upstream| !next.removed.contains(&upstream.url));
+        let routes = Routes::new(
+            config,
+            |upstream| {
+                let old = now.replicas().find(|it| it.model == upstream.model && it.serves(&upstream.url));
+                if let Some(old) = old.filter(|old| old.is_as(upstream)) {
+                    return Some(Arc::clone(old));
+                }
+                let id = old.map_or(next.next_id, |old| old.id);
+                next.next_id += u64::from(old.is_none());
+                Replica::new(upstream, id, old.map(|old| &**old)).map(Arc::new)
+            },
+            |model| {
+                let old = now.models.iter().find(|old| &*old.name == model);
+                old.map(|old| Arc::clone(&old.traffic)).unwrap_or_default()
+            },
+        )?;
+        *fleet = next;
+        *self.routes.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(routes);
+        Ok(())
+    }
+
+    pub(crate) fn routes(&self) -> Arc<Routes> {
+        Arc::clone(&self.routes.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(crate) fn now_ms(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
+    }
+
+    fn key_of(&self, headers: &HeaderMap) -> Result<Option<Arc<Key>>, Failure> {
+        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
+        keys.as_ref().map(|keys| keys.owner(headers).cloned()).transpose()
     }
 }
 
-async fn relay(State(gateway): State<Arc<Gateway>>, request: Request<Body>) -> Response<Body> {
-    let arrived = Instant::now();
-    let number = gateway.next_id.fetch_add(1, Ordering::Relaxed);
-    let id = request.headers().get("x-request-id").cloned().unwrap_or_else(|| {
-        HeaderValue::from_str(&format!("boute-{number:x}")).unwrap_or(HeaderValue::from_static("boute"))
-    });
-    let mut response = forward(&gateway, request, &id, arrived).await.unwrap_or_else(|failure| {
-        gateway.errors.add(1);
-        failure.response()
-    });
-    response.headers_mut().insert("x-request-id", id);
+impl Service for Inner {
+    async fn answer(self: Arc<Self>, request: Request, peer: IpAddr) -> Response {
+        let arrived = Instant::now();
+        let id = request.headers().get(&REQUEST_ID).cloned().unwrap_or_else(|| self.request_id());
+        let origin = request.headers().get(header::ORIGIN).filter(|origin| self.allows(origin)).cloned();
+        let mut response = match self.dispatch(request, peer, &id, arrived).await {
+            Ok(response) => response,
+            Err(failure) => {
+                self.errors.add(failure.code.unwrap_or("invalid_request"));
+                failure.response()
+            }
+        };
+        response.headers_mut().insert(REQUEST_ID, id);
+        if let Some(origin) = origin {
+            allow_origin(response.headers_mut(), origin);
+        }
+        response
+    }
+}
+
+impl Inner {
+    /// An id for a request that has none: when this process began, and a count.
+    fn request_id(&self) -> HeaderValue {
+        let count = self.next_id.fetch_add(1, Relaxed);
+        let text = format!("boute-{:x}-{count:x}", self.started_ms);
+        HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("boute"))
+    }
+
+    async fn dispatch(
+        self: &Arc<Self>,
+        request: Request,
+        peer: IpAddr,
+        id: &HeaderValue,
+        arrived: Instant,
+    ) -> Result<Response, Failure> {
+        let (method, path) = (request.method(), request.uri().path());
+        let reads = matches!(*method, Method::GET | Method::HEAD);
+        if *method == Method::OPTIONS {
+            return Ok(preflight());
+        }
+        if path == "/health" && reads {
+            return Ok(self.health());
+        }
+        let key = self.key_of(request.headers())?;
+        if let Some(endpoint) = Endpoint::of(path) {
+            if *method != Method::POST {
+                return Err(Failure::wrong_method(method, "POST"));
+            }
+            let asked = Asked { endpoint, id, arrived, key, peer };
+            return self.forward(request, asked).await;
+        }
+        match path {
+            "/v1/models" if reads => Ok(self.models()),
+            "/v1/models" | "/health" => Err(Failure::wrong_method(method, "GET")),
+            "/v1/feedback" if *method == Method::POST => {
+                let body = read_body(request.into_body(), self.limits.client.body).await?;
+                self.feedback(&body, key.as_deref())
+            }
+            "/v1/feedback" => Err(Failure::wrong_method(method, "POST")),
+            _ => match path.strip_prefix("/v1/models/").filter(|_| reads) {
+                Some(name) => self.model(name),
+                None => Err(Failure::no_such_path()),
+            },
+        }
+    }
+
+    pub(crate) fn health(&self) -> Response {
+        let (routes, now) = (self.routes(), self.now_ms());
+        let well = routes.replicas().filter(|replica| replica.is_well(now)).count();
+        let stopping = self.stopping.load(Relaxed);
+        let status = if stopping { "stopping" } else { "ok" };
+        let all = routes.replicas().count();
+        let json = json!({"status": status, "replicas": all, "replicas_well": well});
+        let mut response = json_response(json.to_string());
+        if stopping {
+            *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+        }
+        response
+    }
+
+    fn models(&self) -> Response {
+        let routes = self.routes();
+        let data: Vec<_> = routes.names().into_iter().map(model_json).collect();
+        json_response(json!({"object": "list", "data": data}).to_string())
+    }
+
+    fn model(&self, name: &str) -> Result<Response, Failure> {
+        let routes = self.routes();
+        let names = routes.names();
+        if names.contains(&name) {
+            return Ok(json_response(model_json(name).to_string()));
+        }
+        Err(Failure::unknown_model(name, &names.join(", ")))
+    }
+
+    fn feedback(&self, body: &[u8], key: Option<&Key>) -> Result<Response, Failure> {
+        let feedback = self.quality.feedback(body, key.map_or(0, |key| key.number))?;
+        if let Some(log) = &self.decisions {
+            log.rated(&feedback);
+        }
+        let json =
+            json!({"request_id": feedback.request_id, "model": &*feedback.model, "score": feedback.score});
+        Ok(json_response(json.to_string()))
+    }
+
+    fn allows(&self, origin: &HeaderValue) -> bool {
+        self.allow_origins.iter().any(|allowed| allowed == "*" || allowed.as_bytes() == origin.as_bytes())
+    }
+}
+
+fn model_json(id: &str) -> serde_json::Value {
+    json!({"id": id, "object": "model", "created": 0, "owned_by": "boute"})
+}
+
+/// What a browser asks before it sends a request of a web page.
+fn preflight() -> Response {
+    let mut response = hyper::Response::new(full(Bytes::new()));
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    let headers = response.headers_mut();
+    headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD, POST, OPTIONS"));
     response
 }
 
-async fn forward(
-    gateway: &Gateway,
-    request: Request<Body>,
-    id: &HeaderValue,
-    arrived: Instant,
-) -> Result<Response<Body>, Failure> {
-    let (parts, body) = request.into_parts();
-    let body = read_body(body).await?;
-    let peek = Peek::read(&body)?;
-    let text = peek.text()?;
-    let choice = gateway.choose(&peek.model()?, &text)?;
-    if let Some(index) = gateway.models.iter().position(|model| *model == choice.model) {
-        gateway.decisions[index].add(1);
+fn allow_origin(headers: &mut HeaderMap, origin: HeaderValue) {
+    for (name, value) in [
+        (header::ACCESS_CONTROL_ALLOW_METHODS, "GET, HEAD, POST, OPTIONS"),
+        (header::ACCESS_CONTROL_ALLOW_HEADERS, "*, authorization"),
+        (header::ACCESS_CONTROL_EXPOSE_HEADERS, "*"),
+        (header::ACCESS_CONTROL_MAX_AGE, "3600"),
+        (header::VARY, "origin"),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
     }
-    let prompt_tokens = prompt_tokens(&parts.headers, &text);
-    let upstream_body = peek.with_model(&body, &choice.model);
-    let mut tried = None;
-    let mut cause = String::new();
-    for attempt in 1..=2 {
-        let expected = gateway.replicas.iter().find(|replica| replica.model == choice.model);
-        let answer_tokens = expected.map_or(EXPECTED_ANSWER, |replica| replica.expected_output_tokens);
-        let size = RequestSize { prompt_tokens, answer_tokens };
-        let Some(picked) = gateway.pick(&choice.model, tried, size) else { break };
-        let replica = &gateway.replicas[picked];
-        let place = Place::take(replica, prompt_tokens);
-        replica.requests.add(1);
-        let request =
-            upstream_request(replica, &parts.method, &parts.uri, &parts.headers, id, &upstream_body)?;
-        if attempt == 1 {
-            gateway.overhead.observe(arrived.elapsed());
-        } else {
-            gateway.retries.add(1);
-        }
-        match gateway.client.request(request).await {
-            Ok(response) => {
-                let busy = matches!(
-                    response.status(),
-                    StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
-                );
-                let other = gateway.pick(&choice.model, Some(picked), size);
-                if busy && attempt == 1 && other.is_some() {
-                    // Backpressure is no fault of the replica's: one try elsewhere, then it is passed on.
-                    tried = Some(picked);
-                    continue;
-                }
-                return Ok(relayed(response, place, &choice, attempt, arrived, &gateway.ttft));
-            }
-            Err(error) => {
-                replica.failures.add(1);
-                let until = gateway.now_ms() + AVOID.as_millis() as u64;
-                replica.load.avoid_until_ms.store(until, Ordering::Relaxed);
-                cause = error.to_string();
-                tried = Some(picked);
-            }
-        }
-    }
-    Err(if cause.is_empty() {
-        Failure::no_replica(&choice.model)
-    } else {
-        Failure::unreachable(&choice.model, &cause)
-    })
+    headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
 }
 
-/// Headers that concern one connection only, or that we set ourselves.
-const OWN_HEADERS: [HeaderName; 8] = [
-    header::HOST,
+/// One request, before it is read.
+struct Asked<'a> {
+    endpoint: Endpoint,
+    id: &'a HeaderValue,
+    arrived: Instant,
+    key: Option<Arc<Key>>,
+    peer: IpAddr,
+}
+
+/// One request, read and decided on: what each attempt needs.
+struct Ready<'a> {
+    asked: Asked<'a>,
+    name: String,
+    choice: Choice,
+    uri: Uri,
+    headers: HeaderMap,
+    prompt_tokens: u32,
+    text: String,
+    session: Option<String>,
+    streams: bool,
+    needs_usage: bool,
+    permit: Permit,
+}
+
+/// What became of one attempt.
+enum Attempt {
+    Answered(Box<Answer>),
+    /// The answer is given up; with a fault if the replica is to blame for it.
+    Failed {
+        why: &'static str,
+        cause: String,
+        fault: Option<Fault>,
+    },
+}
+
+/// The head of an answer and its first piece.
+struct Answer {
+    head: response::Parts,
+    body: Incoming,
+    first: Option<Bytes>,
+    wire: Wire,
+}
+
+impl Inner {
+    async fn forward(self: &Arc<Self>, request: Request, asked: Asked<'_>) -> Result<Response, Failure> {
+        if let Some(key) = &asked.key {
+            key.admit()?;
+        }
+        let (parts, body) = request.into_parts();
+        let body = read_body(body, self.limits.client.body).await?;
+        let mut peek = Peek::read(&body)?;
+        let name = peek.model()?.into_owned();
+        let text = peek.text(asked.endpoint)?;
+        let routes = self.routes();
+        let choice = routes.choose(&name, asked.endpoint, &text.text, &parts.headers)?;
+        let client = asked.key.as_ref().map_or_else(|| client_of(asked.peer), |key| key.number);
+        let permit = self.admission.enter(client).await.ok_or_else(Failure::overloaded)?;
+        self.budget.earn();
+        let ready = Ready {
+            prompt_tokens: text.tokens(&parts.headers),
+            session: header_text(&parts.headers, &SESSION).map(str::to_owned),
+            text: text.text,
+            headers: forwarded_headers(parts.headers, asked.id, asked.key.is_some()),
+            uri: parts.uri,
+            streams: peek.streams(),
+            needs_usage: peek.needs_usage(asked.endpoint),
+            asked,
+            name,
+            choice,
+            permit,
+        };
+        self.send(&routes, ready, &peek, &body).await
+    }
+
+    /// Tries the model that was chosen, then those that may answer in its place.
+    async fn send(
+        self: &Arc<Self>,
+        routes: &Routes,
+        mut ready: Ready<'_>,
+        peek: &Peek<'_>,
+        body: &Bytes,
+    ) -> Result<Response, Failure> {
+        let chosen = &routes.models[ready.choice.model];
+        let now = self.now_ms();
+        let is_well = |model: &Model| model.replicas.iter().any(|replica| replica.is_well(now));
+        let order: Vec<&Model> = std::iter::once(chosen)
+            .chain(chosen.fallback.iter().map(|model| &routes.models[*model]))
+            .collect();
+        let mut failure = None;
+        for (place, model) in order.iter().enumerate() {
+            if !is_well(model) && order[place + 1..].iter().any(|later| is_well(later)) {
+                continue;
+            }
+            if place > 0 {
+                ready.choice.reason = format!("fallback from {}", chosen.name).into();
+                ready.choice.score = None;
+            }
+            let body = peek.rewritten(body, &model.name, ready.needs_usage);
+            match self.try_replicas(routes, model, ready, &body).await {
+                Ok(response) => return Ok(response),
+                Err((returned, why)) => (ready, failure) = (*returned, Some(why)),
+            }
+        }
+        Err(failure.unwrap_or_else(|| Failure::no_replica(&chosen.name)))
+    }
+
+    /// Tries replicas of `model` until one answers. Gives the request back if none does.
+    async fn try_replicas<'a>(
+        self: &Arc<Self>,
+        routes: &Routes,
+        model: &Model,
+        ready: Ready<'a>,
+        body: &Bytes,
+    ) -> Result<Response, (Box<Ready<'a>>, Failure)> {
+        let answer_tokens = model.replicas.first().map_or(1, |replica| replica.expected_output_tokens);
+        let size = RequestSize { prompt_tokens: ready.prompt_tokens, answer_tokens };
+        let blocks = (model.replicas.len() > 1)
+            .then(|| Blocks::new(&model.name, &ready.text, ready.session.as_deref()));
+        let mut tried: Vec<u64> = Vec::new();
+        let mut failure = Failure::no_replica(&model.name);
+        for attempt in 1..=MOST_ATTEMPTS {
+            let Some(replica) = self.pick(routes, model, &tried, size, blocks.as_ref()) else { break };
+            if let Some(blocks) = &blocks {
+                self.affinity.sent(blocks, replica.id);
+            }
+            let place = Place::take(replica, ready.prompt_tokens);
+            if attempt == 1 {
+                model.traffic.decisions.add(1);
+                self.overhead.observe_time(ready.asked.arrived.elapsed());
+            }
+            tried.push(replica.id);
+            let more = attempt < MOST_ATTEMPTS && tried.len() < model.replicas.len();
+            let (why, refused) = match self.attempt(replica, &ready, body).await {
+                Attempt::Answered(answer) => match self.judge(replica, answer.head.status) {
+                    Verdict::Busy if more && attempt == 1 => ("busy", false),
+                    Verdict::Failed if more && self.budget.spend() => ("status", false),
+                    _ => return Ok(self.respond(model, replica, ready, *answer, place, attempt).await),
+                },
+                Attempt::Failed { why, cause, fault } => {
+                    if let Some(fault) = fault {
+                        replica.failed(fault, self.now_ms());
+                    }
+                    failure = match why {
+                        "slow" => Failure::too_slow(&model.name),
+                        _ => Failure::unreachable(&model.name, &cause),
+                    };
+                    // Nothing was sent to who could not be reached: trying another costs nobody anything.
+                    (why, !more || (fault != Some(Fault::Unreachable) && !self.budget.spend()))
+                }
+            };
+            if refused {
+                break;
+            }
+            self.retries.add(why);
+        }
+        Err((Box::new(ready), failure))
+    }
+
+    /// Books what an answer's status says of the replica.
+    fn judge(&self, replica: &Replica, status: StatusCode) -> Verdict {
+        match status {
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
+                replica.counts.backpressure.add(1);
+                Verdict::Busy
+            }
+            StatusCode::INTERNAL_SERVER_ERROR | StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT => {
+                replica.failed(Fault::Failed, self.now_ms());
+                Verdict::Failed
+            }
+            _ => Verdict::Fine,
+        }
+    }
+
+    /// A replica of `model` that was not `tried`: one whose trial is due, or the best of those that are well, or else of all.
+    fn pick<'m>(
+        &self,
+        routes: &Routes,
+        model: &'m Model,
+        tried: &[u64],
+        size: RequestSize,
+        blocks: Option<&Blocks>,
+    ) -> Option<&'m Arc<Replica>> {
+        let turn = self.turn.fetch_add(1, Relaxed);
+        if let ([only], []) = (&*model.replicas, tried) {
+            return Some(only);
+        }
+        let now = self.now_ms();
+        let untried = || model.replicas.iter().enumerate().filter(|(_, it)| !tried.contains(&it.id));
+        if let Some((_, on_trial)) = untried().find(|(_, replica)| replica.take_trial(now)) {
+            return Some(on_trial);
+        }
+        let seen = blocks
+            .filter(|_| routes.balancing == Balancing::LeastExpectedFinish)
+            .and_then(|blocks| self.affinity.seen(blocks, size.prompt_tokens));
+        let candidate = |(index, replica): (usize, &Arc<Replica>)| Candidate {
+            index,
+            load: replica.load(),
+            speed: replica.speed,
+            cached_tokens: seen.filter(|(id, _)| *id == replica.id).map_or(0, |(_, tokens)| tokens),
+        };
+        let mut candidates: Vec<Candidate> =
+            untried().filter(|(_, replica)| replica.is_well(now)).map(candidate).collect();
+        if candidates.is_empty() {
+            candidates = untried().map(candidate).collect();
+        }
+        pick(routes.balancing, &candidates, size, turn).map(|index| &model.replicas[index])
+    }
+
+    /// Sends the request to one replica and waits for the first piece of its answer.
+    async fn attempt(&self, replica: &Replica, ready: &Ready<'_>, body: &Bytes) -> Attempt {
+        let outgoing = || outgoing(replica, ready, body);
+        let failed = |why, cause: String, fault| Attempt::Failed { why, cause, fault };
+        tokio::select! {
+            biased;
+            exchanged = timeout(self.limits.first_byte, exchange(replica, outgoing)) => match exchanged {
+                Ok(Ok(answer)) => Attempt::Answered(answer),
+                Ok(Err((Fault::Unreachable, cause))) => failed("unreachable", cause, Some(Fault::Unreachable)),
+                Ok(Err((fault, cause))) => failed("broken", cause, Some(fault)),
+                Err(_) => failed("slow", String::new(), Some(Fault::Failed)),
+            },
+            () = replica.gone_down() => failed("down", "it went down".into(), None),
+        }
+    }
+
+    /// Passes an answer on.
+    async fn respond(
+        self: &Arc<Self>,
+        model: &Model,
+        replica: &Arc<Replica>,
+        ready: Ready<'_>,
+        answer: Answer,
+        place: Place,
+        attempts: u32,
+    ) -> Response {
+        let Answer { mut head, mut body, first, mut wire } = answer;
+        let streams = is_event_stream(&head.headers);
+        let closes = head.headers.get(header::TRANSFER_ENCODING).is_none()
+            && head.headers.get(header::CONTENT_LENGTH).is_none();
+        strip_hop_by_hop(&mut head.headers);
+        say(&mut head.headers, replica, &ready, &model.name, attempts);
+        let status = head.status;
+        let Ready { asked, name, choice, prompt_tokens, text, session, needs_usage, permit, .. } = ready;
+        let client = asked.key.as_ref().map_or(0, |key| key.number);
+        self.quality.decided(asked.id.as_bytes(), &model.name, choice.score, client);
+        let story = Story {
+            gateway: Arc::clone(self),
+            arrived: asked.arrived,
+            endpoint: asked.endpoint,
+            id: asked.id.clone(),
+            asked: name,
+            model: Arc::clone(&model.name),
+            traffic: Arc::clone(&model.traffic),
+            choice,
+            replica: Arc::clone(replica),
+            attempts,
+            status: status.as_u16(),
+            prompt_tokens,
+            session,
+            prompt: self.log_prompts.then_some(text),
+            key: asked.key,
+            permit,
+        };
+        if status.is_client_error() || status.is_server_error() {
+            let error = rest_of(&mut wire, &mut body, first).await;
+            replica.pool.give_back(wire);
+            drop(place);
+            story.end(Ending::Error, None, None, 0);
+            head.headers.remove(header::CONTENT_LENGTH);
+            head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            return hyper::Response::from_parts(head, full(openai_error(status, &error)));
+        }
+        let mut watch = Watch::new(streams, needs_usage);
+        if !streams && body.is_end_stream() {
+            // All is there already.
+            let whole = watch.pass(first.unwrap_or_default());
+            replica.pool.give_back(wire);
+            drop(place);
+            let now = Instant::now();
+            story.traffic.ttft.observe_time(now.duration_since(story.arrived));
+            story.end(Ending::Done, Some(now), watch.usage(), 0);
+            return hyper::Response::from_parts(head, full(whole));
+        }
+        let ends_with_done = streams && closes && asked.endpoint != Endpoint::Responses;
+        let begun = Begun { wire, body, first, place, watch, streams, ends_with_done };
+        let relay = http_body_util::BodyExt::boxed_unsync(Relay::new(begun, story));
+        hyper::Response::from_parts(head, relay)
+    }
+}
+
+/// What a status says of a replica.
+enum Verdict {
+    Fine,
+    /// Backpressure is no fault: one try elsewhere, then it is passed on.
+    Busy,
+    Failed,
+}
+
+fn is_event_stream(headers: &HeaderMap) -> bool {
+    header_text(headers, &header::CONTENT_TYPE).is_some_and(|kind| kind.starts_with("text/event-stream"))
+}
+
+/// Whose turn it is, where clients have no keys.
+fn client_of(peer: IpAddr) -> u64 {
+    match peer {
+        IpAddr::V4(address) => u64::from(address.to_bits()),
+        // A network's worth of addresses is one client's.
+        IpAddr::V6(address) => (address.to_bits() >> 64) as u64,
+    }
+}
+
+/// Headers of one connection only.
+const HOP_BY_HOP: [HeaderName; 8] = [
     header::CONNECTION,
-    header::CONTENT_LENGTH,
+    HeaderName::from_static("keep-alive"),
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    header::TE,
+    header::TRAILER,
     header::TRANSFER_ENCODING,
     header::UPGRADE,
-    header::TE,
-    header::EXPECT,
-    header::PROXY_AUTHORIZATION,
 ];
 
-fn upstream_request(
-    replica: &Replica,
-    method: &Method,
-    uri: &Uri,
-    headers: &HeaderMap,
-    id: &HeaderValue,
-    body: &Bytes,
-) -> Result<hyper::Request<Full<Bytes>>, Failure> {
-    let path = uri.path_and_query().map_or("/", |path| path.as_str());
-    let mut request = hyper::Request::builder()
-        .method(method)
-        .uri(format!("{}{path}", replica.url))
-        .body(Full::new(body.clone()))
-        .map_err(|error| Failure::bad_request(format!("the request cannot be forwarded: {error}"), None))?;
-    for (name, value) in headers.iter().filter(|(name, _)| !OWN_HEADERS.contains(name)) {
-        request.headers_mut().append(name.clone(), value.clone());
+fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    if let Some(named) = headers.get(header::CONNECTION).cloned() {
+        let named = named.to_str().unwrap_or_default().split(',').map(str::trim);
+        // Length and kind of the body stay whatever the peer says of them.
+        for name in named.filter(|name| !name.starts_with("content-")) {
+            headers.remove(name);
+        }
+        headers.remove(header::CONNECTION);
     }
-    request.headers_mut().insert("x-request-id", id.clone());
-    Ok(request)
+    for name in &HOP_BY_HOP[1..] {
+        headers.remove(name);
+    }
 }
 
-fn relayed(
-    response: hyper::Response<Incoming>,
-    place: Place,
-    choice: &Choice,
-    attempts: u32,
-    arrived: Instant,
-    ttft: &Arc<Histogram>,
-) -> Response<Body> {
-    let (mut parts, body) = response.into_parts();
-    let streams = parts
-        .headers
-        .get(header::CONTENT_TYPE)
-        .and_then(|kind| kind.to_str().ok())
-        .is_some_and(|kind| kind.starts_with("text/event-stream"));
-    for name in [header::CONNECTION, header::TRANSFER_ENCODING] {
-        parts.headers.remove(name);
+/// The client's headers as a replica gets them. Our own keys are not for replicas, and a copy of the answer must be
+/// readable.
+fn forwarded_headers(mut headers: HeaderMap, id: &HeaderValue, keyed: bool) -> HeaderMap {
+    strip_hop_by_hop(&mut headers);
+    for name in [header::HOST, header::CONTENT_LENGTH, header::EXPECT, header::ACCEPT_ENCODING] {
+        headers.remove(name);
     }
+    if keyed {
+        headers.remove(header::AUTHORIZATION);
+    }
+    headers.insert(REQUEST_ID, id.clone());
+    headers
+}
+
+fn outgoing(replica: &Replica, ready: &Ready<'_>, body: &Bytes) -> Outgoing {
+    let mut request = hyper::Request::new(Full::new(body.clone()));
+    *request.method_mut() = Method::POST;
+    *request.uri_mut() = ready.uri.path_and_query().cloned().map_or_else(Uri::default, Uri::from);
+    *request.headers_mut() = ready.headers.clone();
+    request.headers_mut().insert(header::HOST, replica.pool.host.clone());
+    request
+}
+
+/// Sends a request until the first piece of its answer is there. A kept connection that turns out to be closed is no fault
+/// of anybody's: a new one is made.
+async fn exchange(
+    replica: &Replica,
+    outgoing: impl Fn() -> Outgoing,
+) -> Result<Box<Answer>, (Fault, String)> {
+    let connect =
+        || async { replica.pool.connect().await.map_err(|error| (Fault::Unreachable, error.to_string())) };
+    let broken = |error: hyper::Error| (Fault::Failed, error.to_string());
+    let fresh = || async {
+        let mut wire = connect().await?;
+        let head = wire.send(outgoing()).await.map_err(broken)?;
+        Ok((wire, head))
+    };
+    let (mut wire, head) = if let Some(mut wire) = replica.pool.take() {
+        let sent = Instant::now();
+        match wire.send(outgoing()).await {
+            Ok(head) => (wire, head),
+            Err(_) if sent.elapsed() < STALE => {
+                replica.pool.forget();
+                fresh().await?
+            }
+            Err(error) => return Err(broken(error)),
+        }
+    } else {
+        fresh().await?
+    };
+    let (head, mut body) = head.into_parts();
+    let first = loop {
+        match wire.frame(&mut body).await {
+            None => break None,
+            Some(Ok(frame)) => {
+                if let Ok(data) = frame.into_data() {
+                    break Some(data);
+                }
+            }
+            Some(Err(error)) => return Err(broken(error)),
+        }
+    };
+    if first.is_none() && is_event_stream(&head.headers) {
+        return Err((Fault::Failed, "its stream ended before it began".into()));
+    }
+    Ok(Box::new(Answer { head, body, first, wire }))
+}
+
+/// The rest of an error's body; as much of it as matters.
+async fn rest_of(wire: &mut Wire, body: &mut Incoming, first: Option<Bytes>) -> Bytes {
+    let mut whole = BytesMut::from(&*first.unwrap_or_default());
+    while whole.len() < LONGEST_ERROR {
+        let Some(Ok(frame)) = wire.frame(body).await else { break };
+        whole.extend_from_slice(&frame.into_data().unwrap_or_default());
+    }
+    whole.freeze()
+}
+
+/// Tells the client what was chosen, and why.
+fn say(headers: &mut HeaderMap, replica: &Replica, ready: &Ready<'_>, model: &str, attempts: u32) {
     let mut say = |name: &'static str, value: &str| {
         if let Ok(value) = HeaderValue::from_str(value) {
-            parts.headers.insert(name, value);
+            headers.insert(name, value);
         }
     };
-    say("x-boute-model", &choice.model);
-    say("x-boute-replica", &place.replica.url);
-    say("x-boute-reason", choice.reason);
-    say("x-boute-attempts", &attempts.to_string());
-    if let Some(margin) = choice.margin.filter(|margin| margin.is_finite()) {
-        say("x-boute-score", &format!("{margin:.4}"));
+    say("x-boute-model", model);
+    say("x-boute-replica", &replica.name);
+    say("x-boute-reason", &ready.choice.reason);
+    if let Some(score) = ready.choice.score {
+        say("x-boute-score", &format!("{score:.4}"));
     }
-    if streams {
-        say("cache-control", "no-cache");
-        say("x-accel-buffering", "no");
+    if let Some(threshold) = ready.choice.threshold {
+        say("x-boute-threshold", &threshold.to_string());
     }
-    let relay = Relay {
-        upstream: body,
-        place,
-        streams,
-        begun: false,
-        closing: None,
-        arrived,
-        ttft: Arc::clone(ttft),
-    };
-    Response::from_parts(parts, Body::new(relay))
-}
-
-/// An answer on its way: frames pass unchanged; the place on the replica is held until the end.
-struct Relay {
-    upstream: Incoming,
-    place: Place,
-    streams: bool,
-    begun: bool,
-    /// Set when the replica has died and the client was told: when the connection is broken off.
-    closing: Option<Pin<Box<Sleep>>>,
-    arrived: Instant,
-    ttft: Arc<Histogram>,
-}
-
-/// The replica died while it answered.
-#[derive(Debug, thiserror::Error)]
-#[error("the replica broke off")]
-struct BrokenOff;
-
-impl HttpBody for Relay {
-    type Data = Bytes;
-    type Error = BrokenOff;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
-        if let Some(closing) = &mut self.closing {
-            return closing.as_mut().poll(context).map(|()| Some(Err(BrokenOff)));
-        }
-        let polled = Pin::new(&mut self.upstream).poll_frame(context);
-        let Poll::Ready(frame) = polled else { return Poll::Pending };
-        match frame {
-            None => Poll::Ready(None),
-            Some(Ok(frame)) => {
-                if !self.begun {
-                    self.begun = true;
-                    self.place.begun();
-                    self.ttft.observe(self.arrived.elapsed());
-                }
-                Poll::Ready(Some(Ok(frame)))
-            }
-            Some(Err(error)) => {
-                self.place.replica.failures.add(1);
-                if !self.streams {
-                    return Poll::Ready(Some(Err(BrokenOff)));
-                }
-                // A client that reads events is told, and then cut off: without [DONE] it knows that this is not the end.
-                // The pause lets the event leave: breaking off discards what is still buffered.
-                self.closing = Some(Box::pin(tokio::time::sleep(FAREWELL)));
-                let failure = Failure::unreachable(&self.place.replica.model, &error.to_string());
-                Poll::Ready(Some(Ok(Frame::data(format!("data: {}\n\n", failure.json()).into()))))
-            }
-        }
+    headers.insert("x-boute-attempts", HeaderValue::from(attempts));
+    if ready.streams {
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+        headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     }
-}
-
-async fn models(State(gateway): State<Arc<Gateway>>) -> Response<Body> {
-    let data: Vec<_> = gateway
-        .names()
-        .into_iter()
-        .map(|id| json!({"id": id, "object": "model", "created": 0, "owned_by": "boute"}))
-        .collect();
-    json_response(&json!({"object": "list", "data": data}))
-}
-
-async fn health(State(gateway): State<Arc<Gateway>>) -> Response<Body> {
-    let now = gateway.now_ms();
-    let well = |replica: &&Arc<Replica>| replica.load.avoid_until_ms.load(Ordering::Relaxed) <= now;
-    let count = gateway.replicas.iter().filter(well).count();
-    json_response(&json!({"status": "ok", "replicas": gateway.replicas.len(), "replicas_well": count}))
-}
-
-/// Reads one number of a replica.
-type Read = fn(&Replica) -> u64;
-
-async fn metrics(State(gateway): State<Arc<Gateway>>) -> String {
-    let mut out = String::new();
-    describe(&mut out, "boute_decisions_total", "counter", "Requests by the model that was chosen.");
-    for (model, count) in gateway.models.iter().zip(&gateway.decisions) {
-        sample(&mut out, "boute_decisions_total", &format!("model=\"{model}\""), count.get());
-    }
-    let of_replicas: [(&str, &str, &str, Read); 4] = [
-        ("boute_replica_requests_total", "counter", "Requests sent to a replica.", |it| it.requests.get()),
-        ("boute_replica_failures_total", "counter", "Replicas not reached or broken off.", |it| {
-            it.failures.get()
-        }),
-        ("boute_replica_in_flight", "gauge", "Requests in flight.", |it| u64::from(it.snapshot().in_flight)),
-        ("boute_replica_waiting_prompt_tokens", "gauge", "Prompt tokens without a first token.", |it| {
-            it.snapshot().waiting_prompt_tokens
-        }),
-    ];
-    for (name, kind, help, read) in of_replicas {
-        describe(&mut out, name, kind, help);
-        for replica in &gateway.replicas {
-            let labels = format!("model=\"{}\",replica=\"{}\"", replica.model, replica.url);
-            sample(&mut out, name, &labels, read(replica));
-        }
-    }
-    for (name, help, counter) in [
-        ("boute_retries_total", "Requests tried on a second replica.", &gateway.retries),
-        ("boute_errors_total", "Requests that the gateway answered with an error.", &gateway.errors),
-    ] {
-        describe(&mut out, name, "counter", help);
-        sample(&mut out, name, "", counter.get());
-    }
-    let overhead = "boute_gateway_overhead_seconds";
-    describe(&mut out, overhead, "histogram", "From a request's arrival to its being sent on.");
-    gateway.overhead.write(&mut out, overhead, "");
-    let ttft = "gen_ai_server_time_to_first_token_seconds";
-    describe(&mut out, ttft, "histogram", "From a request's arrival to the first byte of its answer.");
-    gateway.ttft.write(&mut out, ttft, "");
-    out
 }

@@ -228,6 +228,7 @@ pub fn assemble(parts: Parts<'_>) -> Result<Plan, InvalidPlan> {
             router_digest: router.map(|quality| quality.router_digest.clone()).unwrap_or_default(),
             router: router.map(|quality| quality.router_file.clone()).unwrap_or_default(),
             models: shares,
+            fallback: BTreeMap::new(),
         },
         predicted: Predicted {
             cost_usd_per_hour: UsdPerHour::new(cost).unwrap_or_default(),

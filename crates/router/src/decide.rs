@@ -58,21 +58,76 @@ impl Decider {
     /// # Panics
     /// If `scores` is shorter than the bound order.
     pub fn decide(&self, scores: &[f32]) -> Decision {
+        self.decide_among(scores, |_| true).expect("a policy has a model")
+    }
+
+    /// The same among the models (by index) that `allowed` says; `None` if the policy has none of them.
+    ///
+    /// # Panics
+    /// If `scores` is shorter than the bound order.
+    pub fn decide_among(&self, scores: &[f32], allowed: impl Fn(usize) -> bool) -> Option<Decision> {
         match self {
-            Self::Constant(model) => Decision { model: *model, margin: f32::INFINITY },
+            Self::Constant(model) => {
+                allowed(*model).then_some(Decision { model: *model, margin: f32::INFINITY })
+            }
             Self::Utility(penalties) => {
-                let (mut best, mut first, mut second) =
-                    (penalties[0].0, f32::NEG_INFINITY, f32::NEG_INFINITY);
-                for &(model, lambda) in penalties {
+                let (mut best, mut first, mut second) = (None, f32::NEG_INFINITY, f32::NEG_INFINITY);
+                for &(model, lambda) in penalties.iter().filter(|(model, _)| allowed(*model)) {
                     let utility = scores[model] - lambda;
-                    if utility > first {
-                        (best, first, second) = (model, utility, first);
+                    if utility > first || best.is_none() {
+                        (best, first, second) = (Some(model), utility, first);
                     } else if utility > second {
                         second = utility;
                     }
                 }
-                Decision { model: best, margin: first - second }
+                best.map(|model| Decision { model, margin: first - second })
             }
         }
+    }
+}
+
+/// The cheapest model whose score reaches `floor`; if none does, the one with the highest score. `cheapest_first` are the
+/// models by price. `None` if there is no model.
+pub fn cheapest_reaching(scores: &[f32], cheapest_first: &[usize], floor: f32) -> Option<usize> {
+    let reaching = cheapest_first.iter().find(|model| scores[**model] >= floor);
+    let best = || cheapest_first.iter().max_by(|a, b| scores[**a].total_cmp(&scores[**b]));
+    reaching.or_else(best).copied()
+}
+
+/// The dearest model if its score is at least `threshold` above the cheapest's, else the cheapest: `RouteLLM`'s rule (Ong
+/// et al., arXiv 2406.18665, §2) with a difference of scores in the place of the chance of a win.
+pub fn dearest_if_better(scores: &[f32], cheapest_first: &[usize], threshold: f32) -> Option<usize> {
+    let (cheapest, dearest) = (*cheapest_first.first()?, *cheapest_first.last()?);
+    Some(if scores[dearest] - scores[cheapest] >= threshold { dearest } else { cheapest })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SCORES: [f32; 3] = [0.9, 0.5, 0.7];
+
+    #[test]
+    fn a_floor_takes_the_cheapest_that_reaches_it() {
+        let at = |floor| cheapest_reaching(&SCORES, &[1, 2, 0], floor);
+        assert_eq!([0.1, 0.6, 0.8, 0.99].map(at), [Some(1), Some(2), Some(0), Some(0)]);
+        assert_eq!(cheapest_reaching(&SCORES, &[], 0.0), None);
+    }
+
+    #[test]
+    fn a_threshold_takes_the_dearest_or_the_cheapest() {
+        assert_eq!(
+            [0.3, 0.39, 0.5].map(|t| dearest_if_better(&SCORES, &[1, 2, 0], t)),
+            [Some(0), Some(0), Some(1)]
+        );
+    }
+
+    #[test]
+    fn what_is_not_allowed_is_not_chosen() {
+        let decider = Decider::Utility(vec![(0, 0.5), (1, 0.0), (2, 0.1)]);
+        assert_eq!(decider.decide(&SCORES).model, 2);
+        assert_eq!(decider.decide_among(&SCORES, |model| model != 2).map(|it| it.model), Some(1));
+        assert_eq!(decider.decide_among(&SCORES, |_| false), None);
+        assert_eq!(Decider::Constant(1).decide_among(&SCORES, |model| model == 0), None);
     }
 }

@@ -10,7 +10,7 @@ use std::collections::BinaryHeap;
 use std::ops::Range;
 
 use boute_perf::StepTime;
-use boute_router::balance::{ReplicaLoad, ReplicaSpeed, RequestSize, least_expected_finish};
+use boute_router::balance::{Balancing, Candidate, ReplicaLoad, ReplicaSpeed, RequestSize, pick};
 use boute_router::decide::Decider;
 use boute_spec::outcome::RequestOutcome;
 use boute_spec::units::SimTime;
@@ -129,9 +129,22 @@ pub fn simulate<'a, T: StepTime + Clone>(
     decider: &Decider,
     requests: impl IntoIterator<Item = Request<'a>>,
 ) -> Simulation {
+    simulate_balanced(replicas, decider, Balancing::default(), requests)
+}
+
+/// [`simulate`] with another balancing than ours, to compare.
+///
+/// # Panics
+/// If the decider names a model index beyond `output_tokens`.
+pub fn simulate_balanced<'a, T: StepTime + Clone>(
+    replicas: Vec<ReplicaSpec<T>>,
+    decider: &Decider,
+    balancing: Balancing,
+    requests: impl IntoIterator<Item = Request<'a>>,
+) -> Simulation {
     let mut outcomes = Vec::new();
-    let Totals { failed, preemptions } =
-        simulate_each(replicas, decider, requests, |_, outcome| outcomes.push(outcome));
+    let fleet = Fleet { balancing, ..Fleet::new(replicas) };
+    let Totals { failed, preemptions } = run(fleet, decider, requests, |_, outcome| outcomes.push(outcome));
     Simulation { outcomes, failed, preemptions }
 }
 
@@ -144,9 +157,17 @@ pub fn simulate_each<'a, T: StepTime + Clone>(
     replicas: Vec<ReplicaSpec<T>>,
     decider: &Decider,
     requests: impl IntoIterator<Item = Request<'a>>,
+    done: impl FnMut(usize, RequestOutcome),
+) -> Totals {
+    run(Fleet::new(replicas), decider, requests, done)
+}
+
+fn run<'a, T: StepTime + Clone>(
+    mut fleet: Fleet<T>,
+    decider: &Decider,
+    requests: impl IntoIterator<Item = Request<'a>>,
     mut done: impl FnMut(usize, RequestOutcome),
 ) -> Totals {
-    let mut fleet = Fleet::new(replicas);
     let mut failed = 0;
     for (index, request) in requests.into_iter().enumerate() {
         fleet.advance(request.arrival, &mut done);
@@ -224,6 +245,7 @@ struct Pending {
 
 /// Replicas in virtual time. A request in flight is known to its engine by its place in `pending`.
 struct Fleet<T> {
+    balancing: Balancing,
     replicas: Vec<Replica<T>>,
     members: Vec<Member<T>>,
     /// Next event of each engine; [`SimTime::MAX`] while it is idle.
@@ -233,6 +255,7 @@ struct Fleet<T> {
     pending: Vec<Pending>,
     free: Vec<usize>,
     events: Vec<EngineEvent>,
+    candidates: Vec<Candidate>,
 }
 
 impl<T: StepTime + Clone> Fleet<T> {
@@ -260,6 +283,7 @@ impl<T: StepTime + Clone> Fleet<T> {
             replicas.push(Replica { spec, load: ReplicaLoad::default(), first, second });
         }
         Self {
+            balancing: Balancing::default(),
             next: vec![SimTime::MAX; members.len()],
             replicas,
             members,
@@ -267,6 +291,7 @@ impl<T: StepTime + Clone> Fleet<T> {
             pending: Vec::new(),
             free: Vec::new(),
             events: Vec::new(),
+            candidates: Vec::new(),
         }
     }
 
@@ -353,12 +378,18 @@ impl<T: StepTime + Clone> Fleet<T> {
     /// Gives a request to the replica that is expected to finish it first; false if there is none that can.
     fn send(&mut self, decider: &Decider, index: usize, request: &Request<'_>) -> bool {
         let model = decider.decide(request.scores).model;
-        let candidates = self.replicas.iter().enumerate().filter(|(_, replica)| replica.spec.model == model);
-        let Some((_, first)) = candidates.clone().next() else { return false };
-        let expected = first.spec.expected_output_tokens;
+        let of_model = self.replicas.iter().enumerate().filter(|(_, replica)| replica.spec.model == model);
+        self.candidates.clear();
+        self.candidates.extend(of_model.map(|(index, replica)| Candidate {
+            index,
+            load: replica.load,
+            speed: replica.spec.speed,
+            cached_tokens: 0,
+        }));
+        let Some(first) = self.candidates.first() else { return false };
+        let expected = self.replicas[first.index].spec.expected_output_tokens;
         let size = RequestSize { prompt_tokens: request.input_tokens, answer_tokens: expected };
-        let loads = candidates.map(|(at, replica)| (at, &replica.load, &replica.spec.speed));
-        let Some(chosen) = least_expected_finish(loads, size) else { return false };
+        let Some(chosen) = pick(self.balancing, &self.candidates, size, index as u64) else { return false };
         let output_tokens = request.output_tokens[model];
         let Some(at) = self.least_backlog(self.replicas[chosen].first.clone()) else { return false };
         let id = self.free.last().copied().unwrap_or(self.pending.len());

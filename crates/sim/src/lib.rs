@@ -7,7 +7,8 @@ pub mod linear;
 mod prefix;
 
 pub use cluster::{
-    Disaggregation, ReplicaSpec, Request, Simulation, Totals, simulate, simulate_closed_loop, simulate_each,
+    Disaggregation, ReplicaSpec, Request, Simulation, Totals, simulate, simulate_balanced,
+    simulate_closed_loop, simulate_each,
 };
 pub use engine::{Engine, EngineConfig, EngineEvent, EngineRequest, Refused};
 pub use linear::{InvalidStepTime, LinearStepTime, StepLimits};

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use crate::digest::bucket;
 use crate::units::SimTime;
@@ -74,20 +75,50 @@ pub fn parse_trace(file: &str, text: &str) -> Result<Trace, DataError> {
         return Err(error(number, message, &hint));
     }
     let lines = || numbered_lines(text).skip(header_lines);
+    if header_lines == 0 {
+        return json_trace(file, lines());
+    }
     let requests: Result<Vec<_>, _> = lines()
         .map(|(number, line)| {
-            if header_lines == 1 {
-                let hint = "each line is `seconds,prompt tokens,answer tokens`, such as `0.25,374,44`";
-                return csv_request(line).map_err(|message| error(number, message, hint));
-            }
-            let hint = "each line is {\"timestamp\": ms, \"input_length\": n, \"output_length\": n, …}";
-            let line: TraceLine = serde_json::from_str(line)
-                .map_err(|cause| DataError::json(file, number - 1, &cause, hint))?;
-            line.into_request().map_err(|message| error(number, message, hint))
+            let hint = "each line is `seconds,prompt tokens,answer tokens`, such as `0.25,374,44`";
+            csv_request(line).map_err(|message| error(number, message, hint))
         })
         .collect();
     let line_of = |index: usize| lines().nth(index).map_or(0, |(number, _)| number);
     Trace::new(requests?).map_err(|invalid| invalid_trace(file, &invalid, line_of))
+}
+
+/// Mooncake's lines; or a gateway's log of decisions, whose lines are in order of the answers' ends and count time from the
+/// Unix epoch: it is put in order of arrival, and begins with the first.
+fn json_trace<'a>(file: &str, lines: impl Iterator<Item = (usize, &'a str)>) -> Result<Trace, DataError> {
+    let hint = "each line is {\"timestamp\": ms, \"input_length\": n, \"output_length\": n, …}";
+    let mut read = lines
+        .map(|(number, line)| {
+            let line = serde_json::from_str::<TraceLine>(line);
+            line.map(|line| (number, line)).map_err(|cause| DataError::json(file, number - 1, &cause, hint))
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    if read.iter().all(|(_, line)| line.decision.is_some()) {
+        read.sort_by(|(_, a), (_, b)| a.timestamp.total_cmp(&b.timestamp));
+        let first = read.first().map_or(0.0, |(_, line)| line.timestamp);
+        for (_, line) in &mut read {
+            line.timestamp -= first;
+        }
+    }
+    let numbers: Vec<usize> = read.iter().map(|(number, _)| *number).collect();
+    let requests: Result<Vec<_>, _> = read
+        .into_iter()
+        .map(|(number, line)| {
+            line.into_request().map_err(|message| DataError {
+                file: file.into(),
+                line: number,
+                column: 0,
+                message,
+                hint: hint.into(),
+            })
+        })
+        .collect();
+    Trace::new(requests?).map_err(|invalid| invalid_trace(file, &invalid, |index| numbers[index]))
 }
 
 /// What is wrong with well-formed requests, at the line of the one that is wrong.
@@ -161,6 +192,8 @@ struct TraceLine {
     prompt: Option<Box<str>>,
     #[serde(default)]
     session_id: Option<Box<str>>,
+    /// What the gateway's log of decisions adds.
+    decision: Option<IgnoredAny>,
 }
 
 impl TraceLine {

@@ -1,5 +1,7 @@
 //! A plan: deployment, routing policy, predictions and provenance. Holding a [`Plan`] proves that it was checked.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 pub use crate::plan_check::{InvalidPlan, Plan};
@@ -269,6 +271,8 @@ pub struct Routing {
     pub router: String,
     /// Expected share and quality per model, in the order of `policy`.
     pub models: Vec<ModelShare>,
+    /// Which models may answer in a model's place, in order, while it has no healthy replica: what may degrade is policy.
+    pub fallback: BTreeMap<String, Vec<String>>,
 }
 
 /// [`Routing`] as it stands in the file: `policy` names the kind, `parameters` hold the rest of it.
@@ -280,6 +284,8 @@ struct RoutingFile {
     router_digest: String,
     router: String,
     models: Vec<ModelShare>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    fallback: BTreeMap<String, Vec<String>>,
 }
 
 #[derive(Clone, Copy, Serialize, Deserialize)]
@@ -312,7 +318,8 @@ impl TryFrom<RoutingFile> for Routing {
                 return Err("a utility policy has the one parameter `penalties`".into());
             }
         };
-        Ok(Self { policy, router_digest: file.router_digest, router: file.router, models: file.models })
+        let RoutingFile { router_digest, router, models, fallback, .. } = file;
+        Ok(Self { policy, router_digest, router, models, fallback })
     }
 }
 
@@ -332,6 +339,7 @@ impl From<Routing> for RoutingFile {
             router_digest: routing.router_digest,
             router: routing.router,
             models: routing.models,
+            fallback: routing.fallback,
         }
     }
 }

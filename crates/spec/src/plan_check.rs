@@ -192,6 +192,13 @@ fn check_routing(draft: &PlanDraft, problems: &mut Vec<String>) {
     if shares != chosen {
         problems.push("`routing.models` does not list the models of the policy, in its order".into());
     }
+    for (model, others) in &routing.fallback {
+        for name in std::iter::once(model).chain(others) {
+            if !draft.deployment.groups.iter().any(|group| group.model == *name) {
+                problems.push(format!("`routing.fallback` names `{name}`, which no group runs"));
+            }
+        }
+    }
     let sum: f64 = routing.models.iter().map(|share| share.load_fraction.get()).sum();
     if (sum - 1.0).abs() > ROUNDING {
         problems.push(format!("the load fractions sum to {sum}, not to 1"));

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use boute_gateway::{BenchConfig, bench, served_models};
 use boute_render::terminal::outcome_summary;
 use boute_spec::data_file::{parse_quality, parse_trace};
-use boute_spec::outcome::{Outcome, OutcomeSource};
+use boute_spec::outcome::{Outcome, OutcomeSource, quantile};
 use boute_spec::units::RequestsPerSecond;
 use boute_spec::workload::Split;
 
@@ -16,8 +16,11 @@ use crate::printer::Printer;
 use crate::progress::Progress;
 use crate::replay::Replay;
 
+/// A load generator that is later than this says so.
+const LATE_MS: f64 = 20.0;
+
 /// Replays a trace against an OpenAI-compatible endpoint, in an open loop: requests are sent when they are due and timed
-/// from then on.
+/// from then on. With `--concurrency`, in a closed loop. Times are defined as vLLM's `bench serve` does, and so are the keys.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The endpoint, such as `http://127.0.0.1:8080`.
@@ -40,6 +43,9 @@ pub(crate) struct Args {
     /// Virtual seconds per second, for emulated replicas started with the same scale.
     #[arg(long, default_value_t = 1.0)]
     time_scale: f64,
+    /// In a closed loop: this many clients, each of which sends its next request when its last one is answered.
+    #[arg(long, value_name = "CLIENTS", conflicts_with = "rate", value_parser = clap::value_parser!(u32).range(1..))]
+    concurrency: Option<u32>,
     /// Seed of every random choice.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -72,6 +78,7 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
         model: args.model.clone(),
         models: models.clone(),
         time_scale: args.time_scale,
+        clients: args.concurrency.map(|clients| clients as usize),
         requests: replay.requests,
     };
     let progress = Progress::new(printer.quiet);
@@ -79,6 +86,13 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
     progress.finish();
     for (error, count) in &result.errors {
         printer.say(format_args!("{count} requests failed: {error}"));
+    }
+    let late_ms = quantile(&result.late_s, 0.99) * 1e3;
+    if late_ms > LATE_MS {
+        printer.say(format_args!(
+            "one request in a hundred was sent {late_ms:.0} ms late or more: this machine is too slow for the load, and \
+             its lateness is in the times"
+        ));
     }
     let failed = result.failed();
     let outcome = Outcome::summarise(OutcomeSource::Measured, &result.outcomes, failed, &models, &[], None);

@@ -10,6 +10,7 @@ use boute_planner::{Strategy, StrategyResult, compare};
 use boute_render::StrategyRow;
 use boute_render::report::{ReportData, cost_picture, html};
 use boute_render::terminal::{comparison, plan_summary, promised_against_measured};
+use boute_router::balance::Balancing;
 use boute_spec::outcome::{Outcome, OutcomeSource};
 use boute_spec::plan::Plan;
 use boute_spec::workload::Split;
@@ -128,7 +129,7 @@ fn replay(loaded: &Loaded, plan: &Plan, printer: Printer, seed: u64) -> Result<(
         .map(|data| data.split(Split::Test).map(|query| Arc::from(query.prompt.as_str())).collect())
         .unwrap_or_default();
     let replay = Replay::new(&trace, &texts, seed);
-    let promised = replay.simulate(plan, loaded.scorer.as_ref(), seed)?;
+    let promised = replay.simulate(plan, loaded.scorer.as_ref(), Balancing::default(), seed)?;
     let models: Vec<String> = plan.routing.models.iter().map(|share| share.model.clone()).collect();
     let runtime = tokio::runtime::Runtime::new().map_err(Failure::unexpected)?;
     let progress = Progress::new(printer.quiet);
@@ -136,12 +137,17 @@ fn replay(loaded: &Loaded, plan: &Plan, printer: Printer, seed: u64) -> Result<(
         let listener = bind((Ipv4Addr::LOCALHOST, 0).into()).await?;
         let fleet =
             emulate_fleet(plan, loaded.scorer.clone(), TIME_SCALE, listener).await.map_err(Failure::told)?;
-        printer.say(format_args!("{} emulated replicas behind http://{}/v1", fleet.replicas, fleet.gateway));
+        printer.say(format_args!(
+            "{} emulated replicas behind http://{}/v1",
+            fleet.replicas.upstreams.len(),
+            fleet.gateway
+        ));
         let config = BenchConfig {
             url: format!("http://{}", fleet.gateway),
             model: AUTO.into(),
             models: models.clone(),
             time_scale: TIME_SCALE,
+            clients: None,
             requests: replay.requests,
         };
         Ok(bench(config, |done, total| progress.at("replaying traffic over HTTP", done, total)).await)

@@ -1,13 +1,20 @@
 //! `boute serve`.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
-use boute_gateway::{GatewayConfig, ReadyGateway, Upstream, emulate_fleet};
-use boute_router::balance::ReplicaSpeed;
+use boute_gateway::{
+    AdmissionLimits, EQUAL_SPEED, EmulatedReplicas, Gateway, Keys, Limits, RoutesConfig, Settings, Tls,
+    Upstream,
+};
+use boute_router::Scorer;
+use boute_router::balance::{Balancing, ReplicaSpeed};
 use boute_sim::fleet;
 use boute_spec::plan::Plan;
+use tokio::sync::watch;
 
 use crate::commands::bench::check_time_scale;
 use crate::commands::mock::bind;
@@ -16,15 +23,12 @@ use crate::files::Input;
 use crate::printer::Printer;
 use crate::replay::scorer_of;
 
-/// Without a plan all replicas count as equally fast.
-const EQUAL: ReplicaSpeed = ReplicaSpeed {
-    prompt_tokens_per_s: 10_000.0,
-    answer_tokens_per_s: 1_000.0,
-    seconds_per_answer_token: 0.02,
-};
+/// Files are looked at this often for changes.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Serves a plan: the OpenAI-compatible gateway before live replicas (`--replica`) or emulated ones (`--emulate`). Without
-/// a plan it balances concrete models only.
+/// a plan it balances concrete models only. A changed plan or file of keys is taken over without dropping a request;
+/// SIGTERM ends it once the answers under way have ended.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The plan; its router must be beside it.
@@ -35,26 +39,111 @@ pub(crate) struct Args {
     /// A live replica, such as `llama-3.1-8b=http://10.0.0.5:8001`; once for each, in the order of the plan's groups.
     #[arg(long = "replica", value_name = "MODEL=URL")]
     replicas: Vec<String>,
+    /// Live replicas, a line `MODEL=URL` each, after those of the command line; a change is taken over while it runs.
+    #[arg(long, value_name = "FILE", conflicts_with = "emulate")]
+    replica_file: Option<PathBuf>,
     /// Address to listen on.
     #[arg(long, default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
+    /// Address for operators: metrics, and replicas that come and go. Whoever reaches it may do anything. Without: the
+    /// next port after `--listen`, on the loopback interface.
+    #[arg(long)]
+    admin: Option<SocketAddr>,
     /// Virtual seconds per second, for emulated replicas.
     #[arg(long, default_value_t = 1.0, requires = "emulate")]
     time_scale: f64,
+    #[command(flatten)]
+    routing: RoutingArgs,
+    #[command(flatten)]
+    access: AccessArgs,
+    #[command(flatten)]
+    limits: LimitArgs,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Routing")]
+struct RoutingArgs {
+    /// Another name for a model, or for a form of `auto`: `gpt-4o=auto:0.8`.
+    #[arg(long = "alias", value_name = "NAME=MODEL")]
+    aliases: Vec<String>,
+    /// Who may answer in a model's place while it has no healthy replica: `llama-3.1-70b=llama-3.1-8b`; several in order,
+    /// with commas. Without, nobody.
+    #[arg(long, value_name = "MODEL=MODEL,…")]
+    fallback: Vec<String>,
+    /// How a replica is picked: least-expected-finish, round-robin, least-requests or power-of-two.
+    #[arg(long, default_value = Balancing::LeastExpectedFinish.name())]
+    balance: Balancing,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Access and logs")]
+struct AccessArgs {
+    /// API keys, as hashes: lines `NAME SHA256 [requests/min=N] [tokens/min=N]`. Without, everybody is served.
+    #[arg(long, value_name = "FILE")]
+    keys: Option<PathBuf>,
+    /// Certificate chain in PEM; with `--tls-key`, HTTPS is served.
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// Private key of the certificate, in PEM.
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// Origin of web pages that may ask, such as `https://chat.example.org`; `*` for all.
+    #[arg(long = "allow-origin", value_name = "ORIGIN")]
+    allow_origins: Vec<String>,
+    /// Append a line of JSON per answer: a trace that `plan`, `simulate` and `bench` read.
+    #[arg(long, value_name = "FILE")]
+    decisions: Option<PathBuf>,
+    /// Log prompts too.
+    #[arg(long, requires = "decisions")]
+    log_prompts: bool,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Limits")]
+struct LimitArgs {
+    /// Requests at once.
+    #[arg(long, value_name = "N", default_value_t = AdmissionLimits::default().in_flight)]
+    max_in_flight: usize,
+    /// Requests that wait beyond those; further ones are answered 429.
+    #[arg(long, value_name = "N", default_value_t = AdmissionLimits::default().waiting)]
+    max_waiting: usize,
+    /// Seconds until a replica must begin its answer.
+    #[arg(long, value_name = "SECONDS", default_value_t = Limits::default().first_byte.as_secs())]
+    first_byte_timeout: u64,
+    /// Seconds a replica may be silent within an answer.
+    #[arg(long, value_name = "SECONDS", default_value_t = Limits::default().silence.as_secs())]
+    silence_timeout: u64,
+    /// Seconds an answer may take.
+    #[arg(long, value_name = "SECONDS", default_value_t = Limits::default().answer.as_secs())]
+    answer_timeout: u64,
+    /// Seconds that answers under way are given when the gateway is told to stop.
+    #[arg(long, value_name = "SECONDS", default_value_t = Limits::default().client.drain.as_secs())]
+    drain: u64,
+}
+
+impl LimitArgs {
+    fn limits(&self) -> Limits {
+        let mut limits = Limits {
+            first_byte: Duration::from_secs(self.first_byte_timeout),
+            silence: Duration::from_secs(self.silence_timeout),
+            answer: Duration::from_secs(self.answer_timeout),
+            ..Limits::default()
+        };
+        limits.admission.in_flight = self.max_in_flight;
+        limits.admission.waiting = self.max_waiting;
+        limits.client.drain = Duration::from_secs(self.drain);
+        limits
+    }
 }
 
 pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
     check_time_scale(args.time_scale)?;
-    let loaded = match &args.plan {
-        None => None,
-        Some(path) => {
-            let input = Input::read(path)?;
-            let plan = Plan::parse(&input.name, &input.text).map_err(Failure::told)?;
-            let scorer = scorer_of(&plan, path)?;
-            Some((plan, scorer))
-        }
-    };
-    if let Some((plan, _)) = loaded.as_ref().filter(|_| args.emulate)
+    if !args.emulate && args.replicas.is_empty() && args.replica_file.is_none() {
+        let hint = "name live engines with `--replica MODEL=URL`, or add `--emulate` to a plan";
+        return Err(Failure::input("there is nothing to send requests to", hint));
+    }
+    let planned = args.plan.as_deref().map(Planned::read).transpose()?;
+    if let Some(Planned { plan, .. }) = planned.as_ref().filter(|_| args.emulate)
         && let Some(group) = plan.deployment.groups.iter().find(|group| group.disaggregated.is_some())
     {
         return Err(Failure::input(
@@ -63,41 +152,128 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
              `disaggregate`",
         ));
     }
-    if !args.emulate && args.replicas.is_empty() {
-        let hint = "name live engines with `--replica MODEL=URL`, or add `--emulate` to a plan";
-        return Err(Failure::input("there is nothing to send requests to", hint));
-    }
+    let tls = tls(&args.access)?;
+    let keys = args.access.keys.as_deref().map(read_keys).transpose()?;
     let runtime = tokio::runtime::Runtime::new().map_err(Failure::unexpected)?;
-    runtime.block_on(async {
-        let listener = bind(args.listen).await?;
-        let address = args.listen;
-        let serve = async {
-            if args.emulate
-                && let Some((plan, scorer)) = loaded
-            {
-                let fleet =
-                    emulate_fleet(&plan, scorer, args.time_scale, listener).await.map_err(Failure::told)?;
-                printer.say(format_args!("{} emulated replicas behind http://{address}/v1", fleet.replicas));
-                fleet.forever().await;
-                return Ok(Ending::Done);
+    let ending = runtime.block_on(async {
+        let emulated = match &planned {
+            Some(planned) if args.emulate => {
+                let started = EmulatedReplicas::start(&planned.plan, args.time_scale).await;
+                Some(started.map_err(Failure::told)?)
             }
-            let plan = loaded.as_ref().map(|(plan, _)| plan);
-            let upstreams = upstreams(&args.replicas, plan)?;
-            let (policy, scorer) = match loaded {
-                Some((plan, scorer)) => (Some(plan.routing.policy.clone()), scorer),
-                None => (None, None),
-            };
-            let gateway =
-                ReadyGateway::new(GatewayConfig { policy, scorer, upstreams }).map_err(Failure::told)?;
-            printer.say(format_args!("{} replicas behind http://{address}/v1", args.replicas.len()));
-            gateway.serve(listener).await;
-            Ok(Ending::Done)
+            _ => None,
         };
+        let routes = |planned: Option<&Planned>| match &emulated {
+            Some(emulated) => routes(args, planned, emulated.upstreams.clone()),
+            None => routes(args, planned, upstreams(&named_replicas(args)?, planned.map(|it| &it.plan))?),
+        };
+        let settings = Settings {
+            limits: args.limits.limits(),
+            decisions: args.access.decisions.clone(),
+            log_prompts: args.access.log_prompts,
+            allow_origins: args.access.allow_origins.clone(),
+        };
+        let gateway = Gateway::new(routes(planned.as_ref())?, settings).map_err(Failure::told)?;
+        gateway.set_keys(keys);
+        let (listener, admin) = (bind(args.listen).await?, bind(admin_address(args)).await?);
+        let replicas = match &emulated {
+            Some(emulated) => emulated.upstreams.len(),
+            None => named_replicas(args)?.len(),
+        };
+        let (scheme, kind) =
+            (if tls.is_some() { "https" } else { "http" }, if args.emulate { "emulated " } else { "" });
+        printer.say(format_args!(
+            "{replicas} {kind}replicas behind {scheme}://{}/v1, metrics at http://{}/metrics",
+            args.listen,
+            admin_address(args)
+        ));
+        let (stop, stopping) = watch::channel(false);
+        let watched = watch_files(args, &gateway, &routes, printer);
         tokio::select! {
-            ending = serve => ending,
-            _ = tokio::signal::ctrl_c() => Ok(Ending::Done),
+            ((), ()) = async {
+                tokio::join!(
+                    gateway.serve(listener, tls, stopping.clone()),
+                    gateway.serve_admin(admin, stopping.clone()),
+                )
+            } => {}
+            never = watched => never,
+            () = told_to_stop(&stop, printer) => {}
         }
+        Ok(Ending::Done)
+    });
+    // The log's last lines are written when the gateway goes; nothing else is waited for.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    ending
+}
+
+/// A plan and its router.
+struct Planned {
+    plan: Plan,
+    scorer: Option<Arc<Scorer>>,
+}
+
+impl Planned {
+    fn read(path: &Path) -> Result<Self, Failure> {
+        let input = Input::read(path)?;
+        let plan = Plan::parse(&input.name, &input.text).map_err(Failure::told)?;
+        let scorer = scorer_of(&plan, path)?.map(Arc::new);
+        Ok(Self { plan, scorer })
+    }
+}
+
+fn read_keys(path: &Path) -> Result<Keys, Failure> {
+    let input = Input::read(path)?;
+    Keys::parse(&input.name, &input.text).map_err(Failure::told)
+}
+
+fn tls(args: &AccessArgs) -> Result<Option<Tls>, Failure> {
+    let (Some(certificate), Some(key)) = (&args.tls_cert, &args.tls_key) else { return Ok(None) };
+    let (certificate, key) = (Input::read(certificate)?, Input::read(key)?);
+    Tls::new(certificate.text.as_bytes(), key.text.as_bytes()).map(Some).map_err(Failure::told)
+}
+
+fn admin_address(args: &Args) -> SocketAddr {
+    let next = args.listen.port().checked_add(1).filter(|port| *port > 1).unwrap_or(0);
+    args.admin.unwrap_or_else(|| (Ipv4Addr::LOCALHOST, next).into())
+}
+
+/// What is served: by the plan, if there is one, and by the command line.
+fn routes(args: &Args, planned: Option<&Planned>, upstreams: Vec<Upstream>) -> Result<RoutesConfig, Failure> {
+    let mut routes = match planned {
+        Some(planned) => RoutesConfig::of_plan(&planned.plan, planned.scorer.clone(), upstreams),
+        None => RoutesConfig { upstreams, ..RoutesConfig::default() },
+    };
+    routes.balancing = args.routing.balance;
+    for alias in &args.routing.aliases {
+        let (name, model) = pair(alias, "--alias", "gpt-4o=auto")?;
+        routes.aliases.insert(name.into(), model.into());
+    }
+    for fallback in &args.routing.fallback {
+        let (model, others) = pair(fallback, "--fallback", "llama-3.1-70b=llama-3.1-8b")?;
+        routes.fallback.insert(model.into(), others.split(',').map(|other| other.trim().into()).collect());
+    }
+    Ok(routes)
+}
+
+fn pair<'a>(text: &'a str, option: &str, example: &str) -> Result<(&'a str, &'a str), Failure> {
+    let pair = text.split_once('=').filter(|(left, right)| !left.is_empty() && !right.is_empty());
+    pair.ok_or_else(|| {
+        Failure::input(
+            format_args!("`{text}` has no `=` between two names"),
+            format_args!("write it like `{option} {example}`"),
+        )
     })
+}
+
+/// The live replicas named on the command line and in the file.
+fn named_replicas(args: &Args) -> Result<Vec<String>, Failure> {
+    let mut replicas = args.replicas.clone();
+    if let Some(path) = &args.replica_file {
+        let text = Input::read(path)?.text;
+        let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
+        replicas.extend(lines.filter(|line| !line.is_empty()).map(str::to_owned));
+    }
+    Ok(replicas)
 }
 
 /// Live replicas; the n-th of a model gets the speed of the plan's n-th.
@@ -116,12 +292,7 @@ fn upstreams(replicas: &[String], plan: Option<&Plan>) -> Result<Vec<Upstream>, 
     replicas
         .iter()
         .map(|replica| {
-            let (model, url) = replica.split_once('=').ok_or_else(|| {
-                Failure::input(
-                    format_args!("`{replica}` is not MODEL=URL"),
-                    "write it like `--replica llama-3.1-8b=http://127.0.0.1:8001`",
-                )
-            })?;
+            let (model, url) = pair(replica, "--replica", "llama-3.1-8b=http://127.0.0.1:8001")?;
             let index = seen.entry(model).or_default();
             let known =
                 planned.get(model).and_then(|of_model| of_model.get(*index).or_else(|| of_model.first()));
@@ -129,9 +300,94 @@ fn upstreams(replicas: &[String], plan: Option<&Plan>) -> Result<Vec<Upstream>, 
             Ok(Upstream {
                 model: model.to_owned(),
                 url: url.to_owned(),
-                speed: known.map_or(EQUAL, |(speed, _)| *speed),
+                speed: known.map_or(EQUAL_SPEED, |(speed, _)| *speed),
                 expected_output_tokens: known.map(|(_, tokens)| *tokens),
             })
         })
         .collect()
+}
+
+/// Takes over plan, replicas and keys whenever their files change; what cannot be used is told and left. Never ends.
+async fn watch_files(
+    args: &Args,
+    gateway: &Gateway,
+    routes: &impl Fn(Option<&Planned>) -> Result<RoutesConfig, Failure>,
+    printer: Printer,
+) -> ! {
+    let mut plan = Watched::new(args.plan.as_deref());
+    let mut replicas = Watched::new(args.replica_file.as_deref());
+    let mut keys = Watched::new(args.access.keys.as_deref());
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        if let Some(path) = plan.changed().or_else(|| replicas.changed()) {
+            let planned = tokio::task::block_in_place(|| args.plan.as_deref().map(Planned::read).transpose());
+            let swapped = planned
+                .and_then(|planned| routes(planned.as_ref()))
+                .and_then(|routes| gateway.swap(routes).map_err(Failure::told));
+            tell(printer, path, swapped);
+        }
+        if let Some(path) = keys.changed() {
+            tell(printer, path, read_keys(path).map(|keys| gateway.set_keys(Some(keys))));
+        }
+    }
+}
+
+fn tell(printer: Printer, path: &Path, taken: Result<(), Failure>) {
+    let path = path.display();
+    match taken {
+        Ok(()) => printer.say(format_args!("`{path}` has changed and is in force")),
+        Err(Failure::Input(why) | Failure::Unexpected(why)) => {
+            printer.error(&format!("`{path}` has changed, but the old one stays: {why}"));
+        }
+    }
+}
+
+/// A file and what it was when last looked at.
+struct Watched<'a> {
+    path: Option<&'a Path>,
+    seen: Option<(SystemTime, u64)>,
+}
+
+impl<'a> Watched<'a> {
+    fn new(path: Option<&'a Path>) -> Self {
+        Self { path, seen: path.and_then(stamp) }
+    }
+
+    /// The path, if the file is another than before. A file that is away for a moment is waited for.
+    fn changed(&mut self) -> Option<&'a Path> {
+        let now = self.path.and_then(stamp)?;
+        (self.seen.replace(now) != Some(now)).then_some(self.path?)
+    }
+}
+
+fn stamp(path: &Path) -> Option<(SystemTime, u64)> {
+    let metadata = std::fs::metadata(path).ok()?;
+    Some((metadata.modified().ok()?, metadata.len()))
+}
+
+/// Tells to stop at the first SIGTERM or Ctrl-C; resolves at the second.
+async fn told_to_stop(stop: &watch::Sender<bool>, printer: Printer) {
+    interrupted().await;
+    printer.say("stopping: answers under way may end; once more to break them off");
+    // Nobody listens any more if serving has ended already.
+    let _ = stop.send(true);
+    interrupted().await;
+}
+
+#[cfg(unix)]
+async fn interrupted() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let Ok(mut terminate) = signal(SignalKind::terminate()) else { return std::future::pending().await };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = tokio::signal::ctrl_c() => {}
+    }
+}
+
+#[cfg(not(unix))]
+async fn interrupted() {
+    // Without signals it runs until it is killed.
+    if tokio::signal::ctrl_c().await.is_err() {
+        std::future::pending().await
+    }
 }

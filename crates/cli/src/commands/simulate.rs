@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use boute_perf::memory::BLOCK_TOKENS;
 use boute_render::terminal::outcome_summary;
+use boute_router::balance::Balancing;
 use boute_router::decide::Decider;
 use boute_sim::{
     EngineConfig, InvalidStepTime, LinearStepTime, ReplicaSpec, Request, StepLimits, Totals, simulate_each,
@@ -47,6 +48,9 @@ pub(crate) struct Args {
     /// Queries to send: quality data, of which the test part is used.
     #[arg(long, conflicts_with = "step_time")]
     quality: Option<PathBuf>,
+    /// How a replica is picked: least-expected-finish, round-robin, least-requests or power-of-two.
+    #[arg(long, default_value = Balancing::LeastExpectedFinish.name(), conflicts_with = "step_time")]
+    balance: Balancing,
     /// Seed of every random choice.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -129,7 +133,7 @@ fn of_plan(args: &Args, plan_path: &Path, trace: &Path) -> Result<Outcome, Failu
         None => trace,
     };
     let texts = texts(args.quality.as_deref())?;
-    Replay::new(&trace, &texts, args.seed).simulate(&plan, scorer.as_ref(), args.seed)
+    Replay::new(&trace, &texts, args.seed).simulate(&plan, scorer.as_ref(), args.balance, args.seed)
 }
 
 fn of_replica(args: &Args, step_file: &Path) -> Result<Outcome, Failure> {

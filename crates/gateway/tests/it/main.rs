@@ -1,15 +1,21 @@
 //! Gateway, emulated replica and load generator over real sockets on the loopback interface.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod access;
+mod engine;
+mod faults;
+mod operations;
 mod profile;
+mod routing;
+mod soak;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use boute_gateway::{
-    BenchConfig, BenchRequest, GatewayConfig, GatewayError, MockConfig, ReadyGateway, Upstream, bench,
-    serve_mock, served_models,
+    BenchConfig, BenchRequest, Gateway, GatewayError, Limits, MockConfig, RoutesConfig, Settings, Upstream,
+    bench, serve_mock, served_models,
 };
 use boute_perf::{Batch, StepTime};
 use boute_router::balance::ReplicaSpeed;
@@ -22,8 +28,9 @@ use hyper::StatusCode;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 const SPEED: ReplicaSpeed =
     ReplicaSpeed { prompt_tokens_per_s: 1e4, answer_tokens_per_s: 1e3, seconds_per_answer_token: 0.01 };
@@ -69,14 +76,81 @@ fn upstream(model: &str, address: SocketAddr) -> Upstream {
     }
 }
 
-async fn gateway(upstreams: Vec<Upstream>, auto: Option<&str>) -> SocketAddr {
-    let (listener, address) = listener().await;
-    let policy = auto.map(|model| RoutingPolicy::Constant { model: model.into() });
-    let ready = ReadyGateway::new(GatewayConfig { policy, scorer: None, upstreams }).unwrap();
-    tokio::spawn(ready.serve(listener));
-    address
+/// Short limits, so that tests are.
+fn limits() -> Limits {
+    let mut limits = Limits {
+        first_byte: Duration::from_secs(2),
+        silence: Duration::from_millis(300),
+        check_every: Duration::from_millis(50),
+        ..Limits::default()
+    };
+    limits.client.drain = Duration::from_secs(5);
+    limits
 }
 
+/// A gateway that runs.
+struct Running {
+    address: SocketAddr,
+    gateway: Gateway,
+    stop: watch::Sender<bool>,
+    served: JoinHandle<()>,
+}
+
+impl Running {
+    async fn start(config: RoutesConfig, settings: Settings) -> Self {
+        let (listener, address) = listener().await;
+        let gateway = Gateway::new(config, settings).unwrap();
+        let (stop, stopping) = watch::channel(false);
+        let served = gateway.clone();
+        let served = tokio::spawn(async move { served.serve(listener, None, stopping).await });
+        Self { address, gateway, stop, served }
+    }
+
+    /// The value of a metric; 0 if it is not there.
+    fn metric(&self, name: &str) -> f64 {
+        let metrics = self.gateway.metrics();
+        let values = metrics.lines().filter_map(|line| line.strip_prefix(name)?.rsplit_once(' '));
+        values.map(|(_, value)| value.parse::<f64>().unwrap()).sum()
+    }
+
+    /// All that was taken has been given back.
+    async fn is_idle(&self) {
+        let left = || {
+            let gauges = [
+                "boute_replica_in_flight",
+                "boute_replica_waiting",
+                "boute_requests_in_flight",
+                "boute_requests_waiting",
+            ];
+            gauges.map(|gauge| self.metric(gauge)).iter().sum::<f64>()
+        };
+        eventually("nothing is in flight", || left() == 0.0).await;
+    }
+}
+
+/// Waits for what is to come soon.
+async fn eventually(what: &str, holds: impl Fn() -> bool) {
+    for _ in 0..400 {
+        if holds() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("not so within 4 s: {what}");
+}
+
+fn constant(upstreams: Vec<Upstream>, auto: Option<&str>) -> RoutesConfig {
+    let policy = auto.map(|model| RoutingPolicy::Constant { model: model.into() });
+    RoutesConfig { policy, upstreams, ..RoutesConfig::default() }
+}
+
+async fn gateway(upstreams: Vec<Upstream>, auto: Option<&str>) -> Running {
+    Running::start(constant(upstreams, auto), Settings { limits: limits(), ..Settings::default() }).await
+}
+
+const CHAT: &str = "/v1/chat/completions";
+
+#[derive(Debug)]
 struct Answer {
     status: StatusCode,
     headers: hyper::HeaderMap,
@@ -86,8 +160,21 @@ struct Answer {
 }
 
 async fn send(address: SocketAddr, method: &str, path: &str, body: impl Into<Bytes>) -> Answer {
+    send_with(address, method, path, &[], body).await
+}
+
+async fn send_with(
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: impl Into<Bytes>,
+) -> Answer {
     let client = Client::builder(TokioExecutor::new()).build_http::<Full<Bytes>>();
-    let request = hyper::Request::builder().method(method).uri(format!("http://{address}{path}"));
+    let mut request = hyper::Request::builder().method(method).uri(format!("http://{address}{path}"));
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
     let response = client.request(request.body(Full::new(body.into())).unwrap()).await.unwrap();
     let (status, headers) = (response.status(), response.headers().clone());
     let (mut body, mut bytes, mut broken) = (response.into_body(), Vec::new(), false);
@@ -112,40 +199,41 @@ async fn answers_come_whole_and_streamed_with_what_was_chosen() {
         Some("small"),
     )
     .await;
-    let whole = send(gateway, "POST", "/v1/chat/completions", ask("auto", 7, false)).await;
+    let address = gateway.address;
+    let whole = send(address, "POST", "/v1/chat/completions", ask("auto", 7, false)).await;
     assert_eq!(whole.status, StatusCode::OK);
     assert_eq!(whole.headers["x-boute-model"], "small");
     assert_eq!(whole.headers["x-boute-reason"], "constant");
     let body: Value = serde_json::from_str(&whole.text).unwrap();
     assert_eq!((&body["model"], &body["usage"]["completion_tokens"]), (&json!("small"), &json!(7)));
 
-    let streamed = send(gateway, "POST", "/v1/chat/completions", ask("large", 7, true)).await;
+    let streamed = send(address, "POST", CHAT, ask("large", 7, true)).await;
     assert_eq!(streamed.headers["content-type"], "text/event-stream; charset=utf-8");
     assert_eq!(streamed.headers["x-boute-model"], "large");
+    assert_eq!(streamed.headers["x-accel-buffering"], "no");
     assert!(streamed.text.ends_with("data: [DONE]\n\n"));
     assert_eq!(streamed.text.matches(" word").count(), 7);
 
     let completion = json!({"model": "small", "prompt": "hello", "max_tokens": 3}).to_string();
-    let completion = send(gateway, "POST", "/v1/completions", completion).await;
+    let completion = send(address, "POST", "/v1/completions", completion).await;
     assert!(completion.text.contains("\"text_completion\""));
 
-    assert_eq!(served_models(&format!("http://{gateway}/v1")).await, ["large", "small"]);
-    let metrics = send(gateway, "GET", "/metrics", "").await.text;
-    assert!(metrics.contains("boute_decisions_total{model=\"small\"} 2"), "{metrics}");
-    assert!(
-        metrics
-            .lines()
-            .filter(|line| line.starts_with("boute_replica_in_flight{"))
-            .all(|line| line.ends_with(" 0")),
-        "{metrics}"
+    assert_eq!(served_models(&format!("http://{address}/v1")).await, ["large", "small"]);
+    assert_eq!(gateway.metric("boute_decisions_total{model=\"small\"}"), 2.0);
+    assert_eq!(
+        gateway.metric(
+            "gen_ai_client_token_usage_sum{gen_ai_response_model=\"large\",gen_ai_token_type=\"output\"}"
+        ),
+        7.0
     );
-    assert_eq!(send(gateway, "GET", "/health", "").await.status, StatusCode::OK);
+    gateway.is_idle().await;
+    assert_eq!(send(address, "GET", "/health", "").await.status, StatusCode::OK);
 }
 
 #[tokio::test]
 async fn errors_have_openais_shape() {
-    let gateway = gateway(vec![upstream("small", mock("small").await)], None).await;
-    let chat = "/v1/chat/completions";
+    let gateway = gateway(vec![upstream("small", mock("small").await)], None).await.address;
+    let chat = CHAT;
     let many = format!("{{\"model\":\"small\",\"messages\":[],\"x\":\"{}\"}}", "y".repeat(33 << 20));
     for (method, path, body, status) in [
         ("POST", chat, "{".to_owned(), StatusCode::BAD_REQUEST),
@@ -172,88 +260,24 @@ async fn errors_have_openais_shape() {
 }
 
 #[tokio::test]
-async fn a_dead_replica_is_passed_over() {
-    let (dead, address) = listener().await;
-    drop(dead);
-    let gateway = gateway(vec![upstream("m", address), upstream("m", mock("m").await)], Some("m")).await;
-    for _ in 0..4 {
-        let answer = send(gateway, "POST", "/v1/chat/completions", ask("auto", 2, false)).await;
-        assert_eq!(answer.status, StatusCode::OK, "{}", answer.text);
-    }
-    let metrics = send(gateway, "GET", "/metrics", "").await.text;
-    assert!(metrics.contains("boute_retries_total{} 1\n"), "{metrics}");
-}
-
-#[tokio::test]
-async fn all_replicas_dead_is_said() {
-    let (dead, address) = listener().await;
-    drop(dead);
-    let gateway = gateway(vec![upstream("m", address)], Some("m")).await;
-    let answer = send(gateway, "POST", "/v1/chat/completions", ask("m", 2, false)).await;
-    assert_eq!(answer.status, StatusCode::BAD_GATEWAY);
-    assert!(answer.text.contains("replica_unreachable"));
-}
-
-#[tokio::test]
-async fn a_death_mid_stream_is_no_clean_end() {
-    let (listener, address) = listener().await;
-    tokio::spawn(async move {
-        let (mut socket, _) = listener.accept().await.unwrap();
-        let _ = socket.read(&mut [0; 4096]).await.unwrap();
-        let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
-        socket.write_all(format!("{head}a\r\ndata: {{}}\n\n\r\n").as_bytes()).await.unwrap();
-    });
-    let gateway = gateway(vec![upstream("m", address)], None).await;
-    let answer = send(gateway, "POST", "/v1/chat/completions", ask("m", 2, true)).await;
-    assert!(answer.broken);
-    assert!(answer.text.contains("data: {\"error\"") && !answer.text.contains("[DONE]"), "{}", answer.text);
-    let metrics = send(gateway, "GET", "/metrics", "").await.text;
-    assert!(
-        metrics.contains(&format!("boute_replica_in_flight{{model=\"m\",replica=\"http://{address}\"}} 0")),
-        "{metrics}"
-    );
-}
-
-#[tokio::test]
-async fn a_client_that_goes_frees_the_replica() {
-    let replica = mock("m").await;
-    let gateway = gateway(vec![upstream("m", replica)], None).await;
-    for stream in [true, false] {
-        let asked = send(gateway, "POST", "/v1/chat/completions", ask("m", 5000, stream));
-        assert!(tokio::time::timeout(Duration::from_millis(200), asked).await.is_err());
-        let mut left = String::new();
-        for _ in 0..40 {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            left = send(replica, "GET", "/metrics", "").await.text;
-            if left.contains("vllm:num_requests_running{model_name=\"m\"} 0\n") {
-                break;
-            }
-        }
-        assert!(left.contains("vllm:num_requests_running{model_name=\"m\"} 0\n"), "{left}");
-    }
-    let metrics = send(gateway, "GET", "/metrics", "").await.text;
-    assert!(
-        metrics.contains("} 0\n") && !metrics.contains("boute_replica_in_flight{model=\"m\"} 1"),
-        "{metrics}"
-    );
-}
-
-#[tokio::test]
 async fn an_impossible_gateway_does_not_start() {
-    let config = |model: &str, url: &str| GatewayConfig {
-        policy: Some(RoutingPolicy::Constant { model: model.into() }),
-        scorer: None,
-        upstreams: vec![Upstream { url: url.into(), ..upstream("m", "127.0.0.1:1".parse().unwrap()) }],
+    let start = |model: &str, url: &str| {
+        let there = Upstream { url: url.into(), ..upstream("m", "127.0.0.1:1".parse().unwrap()) };
+        Gateway::new(constant(vec![there], Some(model)), Settings::default()).map(drop)
     };
-    assert!(matches!(ReadyGateway::new(config("m", "ftp://x")), Err(GatewayError::Url { .. })));
-    assert!(matches!(ReadyGateway::new(config("m", "no address")), Err(GatewayError::Url { .. })));
-    assert!(ReadyGateway::new(config("other", "http://127.0.0.1:1")).is_err());
+    for url in ["ftp://x", "no address", "http://x/some/path", ""] {
+        assert!(matches!(start("m", url), Err(GatewayError::Url { .. })), "{url}");
+    }
+    let error = start("other", "http://127.0.0.1:1").unwrap_err().to_string();
+    assert!(error.contains("`other`"), "{error}");
+    let nowhere = Settings { decisions: Some("/no/such/folder/log".into()), ..Settings::default() };
+    assert!(matches!(Gateway::new(RoutesConfig::default(), nowhere), Err(GatewayError::Log(_))));
 }
 
 /// The load generator through the gateway to a replica measures what the engine itself says.
 #[tokio::test]
 async fn what_is_measured_is_what_the_engine_does() {
-    let gateway = gateway(vec![upstream("m", mock("m").await)], Some("m")).await;
+    let gateway = gateway(vec![upstream("m", mock("m").await)], Some("m")).await.address;
     let requests: Vec<BenchRequest> = (0_u32..40)
         .map(|index| BenchRequest {
             at: SimTime::from_seconds(f64::from(index) * 0.03),
@@ -285,6 +309,7 @@ async fn what_is_measured_is_what_the_engine_does() {
         model: "auto".into(),
         models: vec!["m".into()],
         time_scale: 1.0,
+        clients: None,
         requests: requests.clone(),
     };
     let result = bench(config, |_, _| ()).await;
@@ -300,6 +325,42 @@ async fn what_is_measured_is_what_the_engine_does() {
     assert!((measured / e2e - 1.0).abs() < 0.25, "{measured} {e2e}");
 }
 
+/// In a closed loop there are never more requests under way than clients.
+#[tokio::test]
+async fn a_closed_loop_has_so_many_clients() {
+    let engine = engine::Engine::start(engine::Mood::Slow(Duration::from_millis(20))).await;
+    let request = BenchRequest { at: SimTime::ZERO, prompt: Arc::from("x"), input_tokens: 1, max_tokens: 1 };
+    let config = BenchConfig {
+        url: format!("http://{}", engine.address),
+        model: "m".into(),
+        models: vec!["m".into()],
+        time_scale: 1.0,
+        clients: Some(3),
+        requests: vec![request; 12],
+    };
+    let seen = Arc::clone(&engine.seen);
+    let most = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let watched = Arc::clone(&most);
+    let watcher = tokio::spawn(async move {
+        loop {
+            watched.fetch_max(
+                seen.running.load(std::sync::atomic::Ordering::SeqCst),
+                std::sync::atomic::Ordering::SeqCst,
+            );
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    });
+    let result = bench(config, |_, _| ()).await;
+    watcher.abort();
+    assert_eq!((result.outcomes.len(), result.failed()), (12, 0), "{:?}", result.errors);
+    assert_eq!(most.load(std::sync::atomic::Ordering::SeqCst), 3);
+    // Three tokens, twenty milliseconds before each: the first and the last bound TTFT and E2E.
+    for outcome in &result.outcomes {
+        assert!(outcome.ttft.seconds() >= 0.02 && outcome.e2e.seconds() >= 0.06, "{outcome:?}");
+        assert_eq!(outcome.output_tokens, 3);
+    }
+}
+
 #[tokio::test]
 async fn failures_are_counted_by_kind() {
     let (dead, address) = listener().await;
@@ -311,6 +372,7 @@ async fn failures_are_counted_by_kind() {
         model: "m".into(),
         models: Vec::new(),
         time_scale: 1.0,
+        clients: None,
         requests,
     };
     let result = bench(config, |_, _| ()).await;

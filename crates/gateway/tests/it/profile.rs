@@ -1,15 +1,21 @@
 //! A live engine is measured: an emulated one, whose speed is known, and some that misbehave.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
-use axum::Router;
-use axum::routing::{get, post};
 use boute_gateway::profile::{Load, ProfileConfig, ProfileError, profile};
 use boute_gateway::{MockConfig, serve_mock};
 use boute_perf::profile::{Fit, Point, Summary};
 use boute_perf::{Calibration, ClosedLoop, ReplicaConfig, ReplicaModel, Speed, default_engine};
 use boute_sim::EngineConfig;
 use boute_spec::catalog::Catalog;
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 
 use crate::listener;
@@ -94,14 +100,23 @@ async fn the_speed_of_an_emulated_engine_is_recovered() {
 
 /// Serves a chat endpoint that does as it likes.
 async fn engine(chat: fn(Value) -> (u16, String)) -> String {
-    let models = || async { json!({"data": [{"id": "m", "max_model_len": 2000}]}).to_string() };
-    let answer = move |body: String| async move {
-        let (status, body) = chat(serde_json::from_str(&body).unwrap());
-        (axum::http::StatusCode::from_u16(status).unwrap(), body)
+    let answer = move |request: Request<Incoming>| async move {
+        let path = request.uri().path().to_owned();
+        let body = request.into_body().collect().await.unwrap().to_bytes();
+        let (status, text) = match path.as_str() {
+            "/v1/models" => (200, json!({"data": [{"id": "m", "max_model_len": 2000}]}).to_string()),
+            "/v1/chat/completions" => chat(serde_json::from_slice(&body).unwrap()),
+            _ => (404, String::new()),
+        };
+        Ok::<_, Infallible>(Response::builder().status(status).body(Full::new(Bytes::from(text))).unwrap())
     };
-    let router = Router::new().route("/v1/models", get(models)).route("/v1/chat/completions", post(answer));
     let (listener, address) = listener().await;
-    tokio::spawn(async move { axum::serve(listener, router).await });
+    tokio::spawn(async move {
+        while let Ok((socket, _)) = listener.accept().await {
+            let connection = http1::Builder::new().serve_connection(TokioIo::new(socket), service_fn(answer));
+            tokio::spawn(connection);
+        }
+    });
     format!("http://{address}")
 }
 

@@ -1,0 +1,209 @@
+//! The operators' side, on a listener of its own: metrics, and replicas that come and go.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use boute_router::balance::ReplicaSpeed;
+use hyper::Method;
+use serde::Deserialize;
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use crate::http::{Request, Response, Service, json_response, read_body, serve, text_response};
+use crate::metrics::{describe, label, sample};
+use crate::openai::Failure;
+use crate::replica::{Replica, Upstream};
+use crate::serve::{Gateway, Inner};
+use crate::traffic::ModelTraffic;
+
+/// What the balancer takes for a replica's speed where nothing is known: all are equal.
+pub const EQUAL_SPEED: ReplicaSpeed = ReplicaSpeed {
+    prompt_tokens_per_s: 10_000.0,
+    answer_tokens_per_s: 1_000.0,
+    seconds_per_answer_token: 0.02,
+};
+
+/// Serves the admin interface of a gateway.
+struct Admin(Arc<Inner>);
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ReplicaBody {
+    model: String,
+    url: String,
+}
+
+impl Gateway {
+    /// Serves operators on `listener` until `stop` says so: `/metrics`, `/health`, and replicas under `/admin/replicas`
+    /// (GET; POST and DELETE with `{"model": …, "url": …}`). Whoever reaches it may do anything: keep it on loopback.
+    pub async fn serve_admin(&self, listener: TcpListener, stop: watch::Receiver<bool>) {
+        let admin = Arc::new(Admin(Arc::clone(&self.0)));
+        serve(admin, listener, self.0.limits.client, None, stop).await;
+    }
+
+    /// The metrics, in Prometheus' text form.
+    pub fn metrics(&self) -> String {
+        self.0.metrics()
+    }
+}
+
+impl Service for Admin {
+    async fn answer(self: Arc<Self>, request: Request, _: IpAddr) -> Response {
+        self.dispatch(request).await.unwrap_or_else(|failure| failure.response())
+    }
+}
+
+impl Admin {
+    async fn dispatch(&self, request: Request) -> Result<Response, Failure> {
+        let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+        let reads = matches!(method, Method::GET | Method::HEAD);
+        match path.as_str() {
+            "/metrics" if reads => Ok(text_response(self.0.metrics())),
+            "/health" if reads => Ok(self.0.health()),
+            "/admin/replicas" if reads => Ok(self.replicas()),
+            "/admin/replicas" if method == Method::POST || method == Method::DELETE => {
+                let body = read_body(request.into_body(), self.0.limits.client.body).await?;
+                let ReplicaBody { model, url } = serde_json::from_slice(&body).map_err(|error| {
+                    let message = format!("the body is not {{\"model\": …, \"url\": …}}: {error}");
+                    Failure::bad_request(message, None)
+                })?;
+                if method == Method::POST { self.add(model, url) } else { self.remove(&model, &url) }
+            }
+            "/admin/replicas" => Err(Failure::wrong_method(&method, "GET, POST, DELETE")),
+            "/metrics" | "/health" => Err(Failure::wrong_method(&method, "GET")),
+            _ => Err(Failure::no_such_path()),
+        }
+    }
+
+    fn replicas(&self) -> Response {
+        let (routes, now) = (self.0.routes(), self.0.now_ms());
+        let replicas: Vec<_> = routes
+            .replicas()
+            .map(|replica| {
+                json!({
+                    "name": replica.name,
+                    "model": replica.model,
+                    "url": replica.url,
+                    "state": replica.state(now),
+                    "out_for_ms": replica.out_for(now).as_millis() as u64,
+                    "in_flight": replica.in_flight(),
+                    "load": replica.load().in_flight,
+                })
+            })
+            .collect();
+        json_response(json!({ "replicas": replicas }).to_string())
+    }
+
+    /// A replica more: as fast as the first of its model, for all we know.
+    fn add(&self, model: String, url: String) -> Result<Response, Failure> {
+        let routes = self.0.routes();
+        let like = routes.replicas().find(|replica| replica.model == model);
+        let upstream = Upstream {
+            url,
+            speed: like.map_or(EQUAL_SPEED, |it| it.speed),
+            expected_output_tokens: like.map(|it| it.expected_output_tokens),
+            model,
+        };
+        self.change(move |fleet| {
+            fleet.removed.retain(|removed| *removed != upstream.url);
+            let known = fleet.config.upstreams.iter().chain(&fleet.added);
+            if !known.into_iter().any(|it| it.url == upstream.url && it.model == upstream.model) {
+                fleet.added.push(upstream);
+            }
+        })
+    }
+
+    /// A replica less: it gets no further request, and ends those that it has.
+    fn remove(&self, model: &str, url: &str) -> Result<Response, Failure> {
+        let routes = self.0.routes();
+        let Some(gone) = routes.replicas().find(|it| it.model == model && it.serves(url)) else {
+            let message = format!("no replica of `{model}` is at `{url}`");
+            return Err(Failure::bad_request(message, Some("url")));
+        };
+        let gone = Arc::clone(gone);
+        self.change(move |fleet| {
+            fleet.added.retain(|it| !(it.model == gone.model && gone.serves(&it.url)));
+            if fleet.config.upstreams.iter().any(|it| it.model == gone.model && gone.serves(&it.url)) {
+                fleet.removed.push(gone.url.clone());
+            }
+        })
+    }
+
+    fn change(&self, change: impl FnOnce(&mut crate::serve::Fleet)) -> Result<Response, Failure> {
+        let changed = self.0.change(|fleet| {
+            change(fleet);
+            Ok(())
+        });
+        changed.map_err(|error| Failure::bad_request(error.to_string(), None))?;
+        Ok(self.replicas())
+    }
+}
+
+/// Reads one number of a replica.
+type Read = fn(&Replica) -> u64;
+
+impl Inner {
+    fn metrics(&self) -> String {
+        let (routes, now) = (self.routes(), self.now_ms());
+        let mut out = String::new();
+        ModelTraffic::write(&mut out, routes.models.iter().map(|model| (&*model.name, &*model.traffic)));
+        let of_replicas: [(&str, &str, &str, Read); 5] = [
+            ("boute_replica_requests_total", "counter", "Requests sent to a replica.", |it| {
+                it.counts.requests.get()
+            }),
+            ("boute_replica_failures_total", "counter", "Failures by the replica's fault.", |it| {
+                it.counts.failures.get()
+            }),
+            ("boute_replica_backpressure_total", "counter", "Answers 429 and 503.", |it| {
+                it.counts.backpressure.get()
+            }),
+            ("boute_replica_in_flight", "gauge", "Requests in flight from here.", |it| {
+                u64::from(it.in_flight())
+            }),
+            ("boute_replica_waiting_prompt_tokens", "gauge", "Prompt tokens without a first token.", |it| {
+                it.load().waiting_prompt_tokens
+            }),
+        ];
+        let labels = |replica: &Replica| {
+            format!(
+                "model=\"{}\",replica=\"{}\",url=\"{}\"",
+                label(&replica.model),
+                label(&replica.name),
+                label(&replica.url)
+            )
+        };
+        for (name, kind, help, read) in of_replicas {
+            describe(&mut out, name, kind, help);
+            routes.replicas().for_each(|replica| sample(&mut out, name, &labels(replica), read(replica)));
+        }
+        let name = "boute_replica_well";
+        describe(&mut out, name, "gauge", "1 if nothing speaks against the replica.");
+        for replica in routes.replicas() {
+            sample(&mut out, name, &labels(replica), u8::from(replica.is_well(now)));
+        }
+        let (in_flight, waiting) = self.admission.counts();
+        let swaps = self.plan_swaps.get();
+        let dropped = self.decisions.as_ref().map_or(0, crate::decisions::DecisionLog::dropped);
+        for (name, kind, help, value) in [
+            ("boute_requests_in_flight", "gauge", "Requests inside.", in_flight as u64),
+            ("boute_requests_waiting", "gauge", "Requests in the queue.", waiting as u64),
+            ("boute_plan_swaps_total", "counter", "Plans swapped in.", swaps),
+            ("boute_log_lines_dropped_total", "counter", "Lines the log had no time for.", dropped),
+        ] {
+            describe(&mut out, name, kind, help);
+            sample(&mut out, name, "", value);
+        }
+        let name = "boute_retries_total";
+        describe(&mut out, name, "counter", "Attempts given up for another replica, by reason.");
+        self.retries.write(&mut out, name, "reason");
+        let name = "boute_errors_total";
+        describe(&mut out, name, "counter", "Requests that the gateway answered with an error, by code.");
+        self.errors.write(&mut out, name, "error_type");
+        let name = "boute_gateway_overhead_seconds";
+        describe(&mut out, name, "histogram", "From a request's arrival to its being sent on.");
+        self.overhead.write(&mut out, name, "");
+        self.quality.write(&mut out);
+        out
+    }
+}

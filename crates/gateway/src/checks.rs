@@ -1,0 +1,81 @@
+//! Health checks: every replica is asked how it is and what it has to do.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::header;
+use hyper::{StatusCode, Uri};
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use crate::engine_metrics::EngineLoad;
+use crate::replica::Replica;
+use crate::serve::Inner;
+
+/// A check that takes longer has failed.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Largest page of metrics that is read.
+const LARGEST_PAGE: usize = 4 << 20;
+
+impl Inner {
+    /// Checks all replicas again and again; never ends.
+    pub(crate) async fn watch_replicas(&self) {
+        let mut ticks = interval(self.limits.check_every);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let mut checks = JoinSet::new();
+            for replica in self.routes().replicas() {
+                let replica = Arc::clone(replica);
+                checks.spawn(async move { check(&replica).await });
+            }
+            while checks.join_next().await.is_some() {}
+        }
+    }
+}
+
+/// Asks for `/health` (any answer but an error of the server's is a sign of life) and, where there are any, for metrics.
+async fn check(replica: &Replica) {
+    let health = timeout(PATIENCE, get(replica, "/health")).await;
+    let well = matches!(&health, Ok(Some((status, _))) if !status.is_server_error());
+    replica.checked(well);
+    if well
+        && let Ok(Some((StatusCode::OK, page))) = timeout(PATIENCE, get(replica, "/metrics")).await
+        && let Some(load) = std::str::from_utf8(&page).ok().and_then(EngineLoad::parse)
+    {
+        replica.engine_says(load);
+    }
+}
+
+/// One request on a kept or a new connection.
+async fn get(replica: &Replica, path: &'static str) -> Option<(StatusCode, Vec<u8>)> {
+    let request = || {
+        let mut request = hyper::Request::new(Full::new(Bytes::new()));
+        *request.uri_mut() = Uri::from_static(path);
+        request.headers_mut().insert(header::HOST, replica.pool.host.clone());
+        request
+    };
+    let kept = match replica.pool.take() {
+        Some(mut wire) => wire.send(request()).await.ok().map(|answer| (wire, answer)),
+        None => None,
+    };
+    let (mut wire, answer) = if let Some(kept) = kept {
+        kept
+    } else {
+        let mut wire = replica.pool.connect().await.ok()?;
+        let answer = wire.send(request()).await.ok()?;
+        (wire, answer)
+    };
+    let (head, mut body) = answer.into_parts();
+    let mut page = Vec::new();
+    while let Some(frame) = wire.frame(&mut body).await {
+        page.extend_from_slice(&frame.ok()?.into_data().unwrap_or_default());
+        if page.len() > LARGEST_PAGE {
+            return None;
+        }
+    }
+    replica.pool.give_back(wire);
+    Some((head.status, page))
+}

@@ -1,0 +1,161 @@
+//! What becomes known of answers' quality: predicted scores as they are decided on, and clients' own scores afterwards.
+//! Whoever watches for drift listens here.
+
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::Deserialize;
+
+use crate::metrics::{Histogram, SCORES, describe, label};
+use crate::openai::Failure;
+
+/// Requests of one generation that can still be scored; two generations are kept.
+const GENERATION: usize = 1 << 14;
+
+/// A client's score of an answer.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Feedback {
+    pub(crate) request_id: String,
+    pub(crate) model: Arc<str>,
+    /// What the router had expected, if it was asked.
+    pub(crate) predicted: Option<f32>,
+    pub(crate) score: f64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FeedbackBody {
+    request_id: String,
+    score: f64,
+}
+
+/// A request that can be scored.
+#[derive(Debug, Clone)]
+struct Answered {
+    model: Arc<str>,
+    predicted: Option<f32>,
+    /// Number of the key that asked.
+    client: u64,
+}
+
+#[derive(Debug, Default)]
+struct Recent {
+    young: BTreeMap<u64, Answered>,
+    old: BTreeMap<u64, Answered>,
+}
+
+/// Histograms of one model's scores.
+#[derive(Debug)]
+struct Scores {
+    predicted: Histogram,
+    given: Histogram,
+}
+
+impl Default for Scores {
+    fn default() -> Self {
+        Self { predicted: Histogram::new(&SCORES), given: Histogram::new(&SCORES) }
+    }
+}
+
+/// Scores by model, and the requests that can be scored.
+#[derive(Debug, Default)]
+pub(crate) struct Quality {
+    recent: Mutex<Recent>,
+    scores: Mutex<BTreeMap<Arc<str>, Scores>>,
+}
+
+impl Quality {
+    /// A request of `client` goes to `model`, whose score the router may have predicted.
+    pub(crate) fn decided(&self, request_id: &[u8], model: &Arc<str>, predicted: Option<f32>, client: u64) {
+        if let Some(predicted) = predicted {
+            let mut scores = self.scores.lock().unwrap_or_else(PoisonError::into_inner);
+            scores.entry(Arc::clone(model)).or_default().predicted.observe(f64::from(predicted));
+        }
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        if recent.young.len() >= GENERATION {
+            recent.old = std::mem::take(&mut recent.young);
+        }
+        recent.young.insert(hash(request_id), Answered { model: Arc::clone(model), predicted, client });
+    }
+
+    /// A client scores an answer: `{"request_id": "…", "score": 0..1}`.
+    pub(crate) fn feedback(&self, body: &[u8], client: u64) -> Result<Feedback, Failure> {
+        let read: FeedbackBody = serde_json::from_slice(body).map_err(|error| {
+            let message = format!("the body is not {{\"request_id\": …, \"score\": 0..1}}: {error}");
+            Failure::bad_request(message, None)
+        })?;
+        if !(0.0..=1.0).contains(&read.score) {
+            let message = format!("a score of {} is not between 0 and 1", read.score);
+            return Err(Failure::bad_request(message, Some("score")));
+        }
+        let answered = {
+            let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+            let key = hash(read.request_id.as_bytes());
+            recent.young.get(&key).or_else(|| recent.old.get(&key)).cloned()
+        };
+        let Some(answered) = answered.filter(|answered| answered.client == client) else {
+            return Err(Failure::unknown_request(&read.request_id));
+        };
+        let mut scores = self.scores.lock().unwrap_or_else(PoisonError::into_inner);
+        scores.entry(Arc::clone(&answered.model)).or_default().given.observe(read.score);
+        let Answered { model, predicted, .. } = answered;
+        Ok(Feedback { request_id: read.request_id, model, predicted, score: read.score })
+    }
+
+    /// Appends the metrics.
+    pub(crate) fn write(&self, out: &mut String) {
+        let scores = self.scores.lock().unwrap_or_else(PoisonError::into_inner);
+        let predicted = "boute_router_score";
+        describe(out, predicted, "histogram", "Score the router expected of the model it chose.");
+        for (model, scores) in &*scores {
+            scores.predicted.write(out, predicted, &format!("model=\"{}\"", label(model)));
+        }
+        let given = "boute_feedback_score";
+        describe(out, given, "histogram", "Score that clients gave to answers.");
+        for (model, scores) in &*scores {
+            scores.given.write(out, given, &format!("model=\"{}\"", label(model)));
+        }
+    }
+}
+
+fn hash(id: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    id.hash(&mut hasher);
+    hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_asked_may_score() {
+        let quality = Quality::default();
+        let model: Arc<str> = "m".into();
+        quality.decided(b"a", &model, Some(0.75), 1);
+        let score = |body: &str, client| {
+            quality.feedback(body.as_bytes(), client).map_err(|failure| failure.status.as_u16())
+        };
+        let feedback = score(r#"{"request_id":"a","score":0.5}"#, 1).unwrap();
+        assert_eq!((&*feedback.model, feedback.predicted, feedback.score), ("m", Some(0.75), 0.5));
+        assert_eq!(score(r#"{"request_id":"a","score":0.5}"#, 2), Err(404));
+        assert_eq!(score(r#"{"request_id":"b","score":0.5}"#, 1), Err(404));
+        for bad in ["{", r#"{"request_id":"a","score":1.5}"#, r#"{"request_id":"a"}"#] {
+            assert_eq!(score(bad, 1), Err(400), "{bad}");
+        }
+        let mut out = String::new();
+        quality.write(&mut out);
+        assert!(out.contains("boute_feedback_score_sum{model=\"m\"} 0.5\n"), "{out}");
+    }
+
+    #[test]
+    fn the_oldest_are_forgotten() {
+        let quality = Quality::default();
+        for number in 0..=2 * GENERATION {
+            quality.decided(number.to_string().as_bytes(), &"m".into(), None, 0);
+        }
+        assert!(quality.feedback(br#"{"request_id":"0","score":1}"#, 0).is_err());
+        assert!(quality.feedback(br#"{"request_id":"20000","score":1}"#, 0).is_ok());
+    }
+}
