@@ -274,5 +274,5 @@ pub(super) fn pictures(folder: &Path) {
             [1, 2, 4, 8].map(|q| (q, step_seconds(&problems::dtlz2(6, 2), 64, q))).to_vec(),
         ),
     ];
-    write("optimiser-time.svg", picture::growth(&growth));
+    write("optimiser-time.svg", picture::growth("CPU seconds of one ask + tell, one thread", &growth));
 }

@@ -33,6 +33,15 @@ pub(crate) fn run(arguments: &[&str]) -> ExitCode {
             return ExitCode::SUCCESS;
         }
         ["mobo"] | ["mobo", "small"] => report.kept &= mobo::run(small),
+        ["planner", "pictures", folder] => {
+            return match planner::pictures(Path::new(folder)) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(message) => {
+                    eprintln!("{message}");
+                    ExitCode::FAILURE
+                }
+            };
+        }
         ["sim", "memory"] => return sim::print_peak_memory(),
         ["planner", ..] => {
             if let Err(message) = planner::run(small, &mut report) {
@@ -58,7 +67,7 @@ pub(crate) fn run(arguments: &[&str]) -> ExitCode {
         }
         _ => {
             eprintln!(
-                "usage: cargo xtask bench [perf | sim | mobo | planner] [small], or mobo pictures FOLDER"
+                "usage: cargo xtask bench [perf | sim | mobo | planner] [small], or (mobo | planner) pictures FOLDER"
             );
             return ExitCode::from(2);
         }

@@ -1,4 +1,4 @@
-//! Pictures of the optimiser, as SVG that reads on light and dark pages.
+//! Pictures of benchmarks, as SVG that reads on light and dark pages.
 
 use std::fmt::Write;
 
@@ -77,9 +77,9 @@ pub(super) fn front_over_iterations(study: &Study, reference: &[f64], name: &str
     out + "</svg>\n"
 }
 
-/// Seconds of a step as one size grows and the others stay; both axes logarithmic, one panel per size.
-pub(super) fn growth(panels: &[(&str, Vec<(usize, f64)>)]) -> String {
-    let mut out = begin(220 * panels.len(), 260, "CPU seconds of one ask + tell, one thread");
+/// Seconds as one size grows and the others stay; both axes logarithmic, one panel per size.
+pub(super) fn growth(title: &str, panels: &[(&str, Vec<(usize, f64)>)]) -> String {
+    let mut out = begin(220 * panels.len(), 260, title);
     let seconds = panels.iter().flat_map(|(_, points)| points.iter().map(|point| point.1.log10()));
     let low = seconds.clone().fold(f64::INFINITY, f64::min).floor();
     let high = seconds.fold(f64::NEG_INFINITY, f64::max).ceil();

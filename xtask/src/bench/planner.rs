@@ -1,5 +1,6 @@
 //! The planner: seconds from a problem to a plan, cold and with a warm database; how they grow; the published instances.
 
+use std::path::Path;
 use std::time::Instant;
 
 use boute_planner::deployment::Goal;
@@ -15,6 +16,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::Report;
+use super::picture;
 use super::planner_blackbox::{paper_like_problem, searches};
 
 /// The GPU types of the paper with its prices, and the next best of the catalogue with its: $/h per GPU.
@@ -57,7 +59,9 @@ pub(crate) fn run(small: bool, report: &mut Report) -> Result<(), String> {
     if !small {
         searches("the example", &example, [Goal::Rate, Goal::Cost], report)?;
         searches("the paper's setting", &papers(&example, 3, 24)?, [Goal::Rate], report)?;
-        growth(&example, report)?;
+        let [(_, by_models), ..] = growth(&example)?;
+        let (_, largest_s) = by_models[by_models.len() - 1];
+        report.at_most_s("10 models, 12 GPU types, 1000 GPUs: plan, cold, s", largest_s, 60.0);
     }
     Ok(())
 }
@@ -170,30 +174,37 @@ fn published(report: &mut Report) -> Result<(), String> {
     Ok(())
 }
 
-/// Seconds as models, GPU types and stock grow, cold.
-fn growth(example: &Problem, report: &mut Report) -> Result<(), String> {
+/// What grows, and its sizes, each with the seconds of a plan.
+type Panel = (&'static str, Vec<(usize, f64)>);
+
+/// Seconds of a plan, cold, as models, GPU types and stock grow.
+fn growth(example: &Problem) -> Result<[Panel; 3], String> {
     println!("\nmodels  types  GPUs   cold s  warm s  $/h");
-    for (models, types, stock) in [
-        (2, 3, 24),
-        (2, 6, 48),
-        (2, 12, 96),
-        (2, 12, 1000),
-        (4, 6, 48),
-        (4, 12, 1000),
-        (7, 12, 1000),
-        (10, 12, 1000),
-    ] {
+    let seconds = |models: usize, types: usize, stock: u32| -> Result<f64, String> {
         let problem = grown(example, models, types, stock)?;
         let database = Database::in_memory();
         let (cold, cold_s) = timed(&problem, &database)?;
         let (_, warm_s) = timed(&problem, &database)?;
         let usd = cold.predicted.cost_usd_per_hour.get();
         println!("{models:>6} {types:>6} {stock:>5} {cold_s:>8.2} {warm_s:>7.2} {usd:>6.2}");
-        if models == MODELS.len() {
-            report.at_most_s("10 models, 12 GPU types, 1000 GPUs: plan, cold, s", cold_s, 60.0);
-        }
-    }
-    Ok(())
+        Ok(cold_s)
+    };
+    let models = [2, 4, 7, 10].map(|models| Ok((models, seconds(models, 12, 1000)?)));
+    let types = [3, 6, 12].map(|types| Ok((types, seconds(2, types, 96)?)));
+    let stock = [48, 200, 1000].map(|stock| Ok((stock as usize, seconds(2, 12, stock)?)));
+    Ok([
+        ("models (12 types, 1000 GPUs)", models.into_iter().collect::<Result<_, String>>()?),
+        ("GPU types (2 models, 96 GPUs)", types.into_iter().collect::<Result<_, String>>()?),
+        ("GPUs (2 models, 12 types)", stock.into_iter().collect::<Result<_, String>>()?),
+    ])
+}
+
+/// Draws how the time of a plan grows.
+pub(crate) fn pictures(folder: &Path) -> Result<(), String> {
+    let drawing =
+        picture::growth("Seconds of a plan, nothing known before", &growth(&paper_like_problem()?)?);
+    let path = folder.join("planning-time.svg");
+    std::fs::write(&path, drawing).map_err(|error| format!("{}: {error}", path.display()))
 }
 
 /// Least rent for traffic that takes about a quarter of `stock`.
