@@ -5,10 +5,15 @@ pub mod certify;
 pub mod decide;
 pub mod eval;
 mod features;
+pub mod lengths;
 mod logistic;
+pub mod monitor;
 pub mod policy;
 pub mod queries;
+mod ridge;
 pub mod scorer;
+mod trees;
+mod vocabulary;
 
 pub use features::Scratch;
 pub use queries::ScoredQueries;
