@@ -4,6 +4,7 @@ pub mod comparison;
 pub mod export;
 mod fixture;
 pub mod report;
+pub mod router;
 mod svg;
 pub mod terminal;
 

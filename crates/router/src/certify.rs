@@ -95,7 +95,13 @@ impl Promise {
     }
 
     /// The same, with the bound that decides it.
-    pub fn certify(&self, queries: &ScoredQueries, rows: &[usize], assignment: &[usize], delta: f64) -> Certified {
+    pub fn certify(
+        &self,
+        queries: &ScoredQueries,
+        rows: &[usize],
+        assignment: &[usize],
+        delta: f64,
+    ) -> Certified {
         let values = self.values(queries, rows, assignment);
         let mean = self.from_unit(values.iter().sum::<f64>() / values.len().max(1) as f64);
         let lower_bound = self.from_unit(lower_bound(&values, delta));
@@ -321,8 +327,9 @@ mod tests {
     #[test]
     fn a_walk_stops_where_the_loss_may_be_too_large() {
         let queries = pair(1000, 10);
-        let path: Vec<Vec<usize>> =
-            (0..=10).map(|step| (0..1000).map(|query| usize::from(query % 100 >= step * 10)).collect()).collect();
+        let path: Vec<Vec<usize>> = (0..=10)
+            .map(|step| (0..1000).map(|query| usize::from(query % 100 >= step * 10)).collect())
+            .collect();
         let promise = |loss| (Promise::max_loss(loss, 1), (0..1000).collect());
         let certified = [0.0, 0.02, 0.05, 0.5].map(|loss| walk(&queries, &path, &[promise(loss)], 0.05));
         assert!(certified[0] == 1 && certified[3] == 11 && certified.is_sorted(), "{certified:?}");

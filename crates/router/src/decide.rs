@@ -103,11 +103,8 @@ pub struct Explored {
 pub fn explore(decision: Decision, models: &[usize], share: f64, draw: f64) -> Explored {
     assert!(!models.is_empty(), "there are models to explore");
     let each = share / models.len() as f64;
-    let model = if draw < share {
-        models[((draw / each) as usize).min(models.len() - 1)]
-    } else {
-        decision.model
-    };
+    let model =
+        if draw < share { models[((draw / each) as usize).min(models.len() - 1)] } else { decision.model };
     let decided = if model == decision.model { 1.0 - share } else { 0.0 };
     let drawn = if models.contains(&model) { each } else { 0.0 };
     Explored { model, propensity: decided + drawn }

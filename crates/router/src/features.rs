@@ -70,8 +70,7 @@ impl Scratch {
 pub(crate) fn read(messages: &[&str], scratch: &mut Scratch) {
     let total: usize = messages.iter().map(|message| message.len() + 1).sum::<usize>().saturating_sub(1);
     // What is between head and tail is skipped.
-    let skipped =
-        if total > HEAD_BYTES + TAIL_BYTES { HEAD_BYTES..total - TAIL_BYTES } else { total..total };
+    let skipped = if total > HEAD_BYTES + TAIL_BYTES { HEAD_BYTES..total - TAIL_BYTES } else { total..total };
     scratch.hashes.clear();
     let mut reader = Reader::new(&mut scratch.hashes);
     let mut start = 0;

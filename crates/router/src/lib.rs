@@ -1,6 +1,8 @@
 //! Which model answers a query, which replica of it, and with what guarantee. Pure.
 
 pub mod balance;
+pub mod baselines;
+pub mod cascade;
 pub mod certify;
 pub mod decide;
 pub mod eval;

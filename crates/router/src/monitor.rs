@@ -80,7 +80,8 @@ impl Reference {
                 })
                 .collect(),
         };
-        let named = groups.iter().enumerate().map(|(at, name)| group(name, &|query| group_of(query) == Some(at)));
+        let named =
+            groups.iter().enumerate().map(|(at, name)| group(name, &|query| group_of(query) == Some(at)));
         Self {
             models: queries.models.clone(),
             queries: queries.len(),
@@ -155,7 +156,8 @@ impl Monitor {
             }
             let level = self.alpha * WINDOWS[at] as f64 / HORIZON / tests;
             let limit = smirnov_limit(WINDOWS[at], self.reference.queries, level) + 1.0 / (POINTS - 1) as f64;
-            for (channel, (values, quantiles)) in window.iter_mut().zip(&self.reference.quantiles).enumerate() {
+            for (channel, (values, quantiles)) in window.iter_mut().zip(&self.reference.quantiles).enumerate()
+            {
                 let distance = distance(values, quantiles);
                 values.clear();
                 if distance > limit && self.alarm.is_none() {
@@ -179,7 +181,8 @@ impl Monitor {
         let group = group.map_or(0, |at| at + 1);
         let at = group * models + model;
         self.streams[at].see(score);
-        let capital = self.streams.iter().map(|stream| stream.capital).sum::<f64>() / self.streams.len() as f64;
+        let capital =
+            self.streams.iter().map(|stream| stream.capital).sum::<f64>() / self.streams.len() as f64;
         if capital < 1.0 / self.alpha || self.alarm.is_some() {
             return None;
         }

@@ -26,7 +26,8 @@ pub(crate) fn fit(
     for _ in 0..SWEEPS {
         order.shuffle(rng);
         for &at in &order {
-            let guess: f64 = rows[at].iter().map(|&(column, x)| weights[column as usize] * f64::from(x)).sum();
+            let guess: f64 =
+                rows[at].iter().map(|&(column, x)| weights[column as usize] * f64::from(x)).sum();
             let step = (f64::from(targets[at]) - guess - duals[at] / cost) / (norms[at] + 1.0 / cost);
             duals[at] += step;
             for &(column, x) in rows[at] {

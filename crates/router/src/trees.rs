@@ -142,7 +142,13 @@ fn edges(inputs: &Table, column: usize) -> Vec<f32> {
 }
 
 /// Sums of both derivatives, `[leaf][bin][target]`.
-fn histogram(bins: &[u8], leaf_of: &[usize], slopes: &[[f32; 2]], targets: usize, leaves: usize) -> Vec<[f32; 2]> {
+fn histogram(
+    bins: &[u8],
+    leaf_of: &[usize],
+    slopes: &[[f32; 2]],
+    targets: usize,
+    leaves: usize,
+) -> Vec<[f32; 2]> {
     let mut sums = vec![[0.0; 2]; leaves * BINS * targets];
     for ((bin, leaf), slopes) in bins.iter().zip(leaf_of).zip(slopes.chunks_exact(targets)) {
         let at = (leaf * BINS + usize::from(*bin)) * targets;

@@ -4,6 +4,7 @@
 mod compare;
 mod explain;
 mod optimize;
+mod router;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -103,7 +103,10 @@ impl Scorer {
         let not_json = |cause: serde_json::Error| error(cause.line(), cause.to_string());
         let VersionOnly { version } = serde_json::from_str(text).map_err(not_json)?;
         if version != VERSION {
-            return Err(error(0, format!("a router of version {version}; this boute reads version {VERSION}")));
+            return Err(error(
+                0,
+                format!("a router of version {version}; this boute reads version {VERSION}"),
+            ));
         }
         let read: ScorerFile = serde_json::from_str(text).map_err(not_json)?;
         if read.kind != KIND {
@@ -119,7 +122,8 @@ impl Scorer {
 
     fn is_sound(&self) -> bool {
         let models = self.models.len();
-        let floats = self.weights.iter().chain(&self.surface_mean).chain(&self.surface_scale).chain(&self.prior);
+        let floats =
+            self.weights.iter().chain(&self.surface_mean).chain(&self.surface_scale).chain(&self.prior);
         models > 0
             && self.best < models
             && (self.lengths.is_empty() || self.lengths.len() == models)

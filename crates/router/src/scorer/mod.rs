@@ -191,6 +191,11 @@ impl Scorer {
         &self.provenance
     }
 
+    /// Columns of what the linear heads see.
+    pub(crate) fn columns(&self) -> usize {
+        self.vocabulary.len() + SURFACE + 1
+    }
+
     /// What the linear heads see in a conversation, by column: words have length 1 together, then come the standardised
     /// surface features and a 1. The raw material of other routers, as for explanations.
     pub(crate) fn row(&self, messages: &[&str], scratch: &mut Scratch) -> Vec<(u32, f32)> {

@@ -175,10 +175,8 @@ impl Scorer {
         for part in 0..PARTS {
             let others: Vec<usize> = (0..train.len()).filter(|row| part_of(*row) != part).collect();
             let of = |row: &usize| *row * models..(*row + 1) * models;
-            let some = Table {
-                values: others.iter().flat_map(|row| inputs.row(*row)).copied().collect(),
-                columns,
-            };
+            let some =
+                Table { values: others.iter().flat_map(|row| inputs.row(*row)).copied().collect(), columns };
             let base: Vec<f64> = others.iter().flat_map(|row| &odds[of(row)]).copied().collect();
             let wanted: Vec<f32> = others.iter().flat_map(|row| &targets[of(row)]).copied().collect();
             let trees = Trees::fit(&some, &base, &wanted);
@@ -189,9 +187,8 @@ impl Scorer {
             }
         }
         for model in 0..models {
-            let column = |table: &[f64]| -> Vec<f64> {
-                table.iter().skip(model).step_by(models).copied().collect()
-            };
+            let column =
+                |table: &[f64]| -> Vec<f64> { table.iter().skip(model).step_by(models).copied().collect() };
             let wanted: Vec<f32> = targets.iter().skip(model).step_by(models).copied().collect();
             self.calibration[model] = platt(&column(&unseen), &wanted);
         }
@@ -209,7 +206,8 @@ impl Scorer {
                 self.lengths.push(spread);
             }
         }
-        let idf = |column: usize| if column < self.vocabulary.len() { self.vocabulary.idf(column) } else { 1.0 };
+        let idf =
+            |column: usize| if column < self.vocabulary.len() { self.vocabulary.idf(column) } else { 1.0 };
         self.weights = (0..columns)
             .flat_map(|column| {
                 std::iter::once(idf(column)).chain(weights.iter().map(move |head| head[column]))
@@ -265,11 +263,9 @@ fn length_head(
         return None;
     }
     let rows: Vec<&Row> = known.iter().map(|at| rows[*at]).collect();
-    let targets: Vec<f32> =
-        known.iter().map(|at| (train[*at].output_tokens[model] as f32).ln_1p()).collect();
-    let head = Head::fit(&rows, &targets, seed, |rows, targets, rng| {
-        ridge::fit(rows, targets, columns, COST, rng)
-    });
+    let targets: Vec<f32> = known.iter().map(|at| (train[*at].output_tokens[model] as f32).ln_1p()).collect();
+    let head =
+        Head::fit(&rows, &targets, seed, |rows, targets, rng| ridge::fit(rows, targets, columns, COST, rng));
     let pairs = head.unseen.iter().map(|guess| *guess as f32).zip(targets).collect();
     Some((head, Spread::of(pairs)))
 }
