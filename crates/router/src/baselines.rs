@@ -73,6 +73,8 @@ fn rows(scorer: &Scorer, queries: &[&Query]) -> Vec<Row> {
 fn words(scorer: &Scorer, queries: &[&Query]) -> Vec<Row> {
     let words = scorer.columns() - SURFACE - 1;
     let mut rows = rows(scorer, queries);
-    rows.iter_mut().for_each(|row| row.retain(|(column, _)| (*column as usize) < words));
+    for row in &mut rows {
+        row.retain(|(column, _)| (*column as usize) < words);
+    }
     rows
 }

@@ -65,15 +65,15 @@ impl Promise {
     /// The tested value of one answer, in [0, 1]: a score, or a scaled difference of scores.
     fn value(&self, queries: &ScoredQueries, query: usize, model: usize) -> f64 {
         let reference = self.reference.map_or(0.0, |reference| queries.actual(query, reference));
-        self.to_unit(queries.actual(query, model) - self.share * reference)
+        self.in_unit(queries.actual(query, model) - self.share * reference)
     }
 
     /// From [−share, 1] to [0, 1].
-    fn to_unit(&self, difference: f64) -> f64 {
+    fn in_unit(&self, difference: f64) -> f64 {
         (difference + self.share) / (1.0 + self.share)
     }
 
-    fn from_unit(&self, value: f64) -> f64 {
+    fn out_of_unit(&self, value: f64) -> f64 {
         value * (1.0 + self.share) - self.share
     }
 
@@ -91,7 +91,7 @@ impl Promise {
     /// if `assignment` says which model answers each query.
     pub fn holds(&self, queries: &ScoredQueries, rows: &[usize], assignment: &[usize], delta: f64) -> bool {
         self.is_trivial(rows, assignment)
-            || mean_exceeds(&self.values(queries, rows, assignment), self.to_unit(self.least), delta)
+            || mean_exceeds(&self.values(queries, rows, assignment), self.in_unit(self.least), delta)
     }
 
     /// The same, with the bound that decides it.
@@ -103,8 +103,8 @@ impl Promise {
         delta: f64,
     ) -> Certified {
         let values = self.values(queries, rows, assignment);
-        let mean = self.from_unit(values.iter().sum::<f64>() / values.len().max(1) as f64);
-        let lower_bound = self.from_unit(lower_bound(&values, delta));
+        let mean = self.out_of_unit(values.iter().sum::<f64>() / values.len().max(1) as f64);
+        let lower_bound = self.out_of_unit(lower_bound(&values, delta));
         let holds = self.is_trivial(rows, assignment) || lower_bound >= self.least;
         Certified { holds, lower_bound, mean }
     }
@@ -112,7 +112,7 @@ impl Promise {
     /// The mean on `rows`, and how far it is above what is promised.
     pub fn slack(&self, queries: &ScoredQueries, rows: &[usize], assignment: &[usize]) -> f64 {
         let values = self.values(queries, rows, assignment);
-        self.from_unit(values.iter().sum::<f64>() / values.len().max(1) as f64) - self.least
+        self.out_of_unit(values.iter().sum::<f64>() / values.len().max(1) as f64) - self.least
     }
 }
 

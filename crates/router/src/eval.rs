@@ -66,14 +66,14 @@ pub struct PairReport {
     pub weak: String,
     /// The model with the higher mean score.
     pub strong: String,
-    /// The router's ranking by ŝ_strong − ŝ_weak.
+    /// The router's ranking by `ŝ_strong − ŝ_weak`.
     #[serde(flatten)]
     pub router: Ranking,
     /// Standard error of its APGR, by bootstrap.
     pub apgr_standard_error: f64,
     /// The same area for routing at random.
     pub apgr_random: f64,
-    /// For ranking by 1 − ŝ_weak alone, as single-score routers do.
+    /// For ranking by `1 − ŝ_weak` alone, as single-score routers do.
     pub weak_only: Ranking,
     /// For routing by the actual scores.
     pub oracle: Ranking,

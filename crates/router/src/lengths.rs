@@ -61,7 +61,7 @@ mod tests {
         // Long answers spread ten times as much.
         let pair = |at: u16| {
             let guess = f32::from(at % 2) * 4.0 + 1.0;
-            let spread = if at % 2 == 0 { 0.1 } else { 1.0 };
+            let spread = if at.is_multiple_of(2) { 0.1 } else { 1.0 };
             (guess, guess + spread * (f32::from(at) / 1000.0 - 1.0))
         };
         let spread = Spread::of((0..2000).map(pair).collect());

@@ -1,8 +1,8 @@
 //! Watches whether what a certificate was made on is still what comes in. Pure: the caller holds it and feeds it. Two tests:
 //!
 //! - **Without labels** ([`Monitor::observe`]): the largest distance between the distribution of a window of values and that
-//!   of the calibration queries (Kolmogorov, Smirnov), for the score of each model and for the novelty, in windows of 200 and
-//!   of 2,000 queries. Each test has its share of the false alarms that are allowed over [`HORIZON`] queries.
+//!   of the calibration queries (Kolmogorov, Smirnov), for the score of each model and for the novelty, in windows of 25,
+//!   50, 200 and 2,000 queries. Each test has its share of the false alarms that are allowed over [`HORIZON`] queries.
 //! - **With feedback** ([`Monitor::feedback`]): per group of tasks and model, bets that the mean score is below what the
 //!   calibration queries vouch for, b. The capital `Π(1 + λ(b − x_t))` is expected not to grow while the mean is at least b,
 //!   so that it ever reaches 1/α with probability at most α, however long it runs (Ville's inequality; Waudby-Smith,
@@ -20,7 +20,7 @@ use crate::queries::ScoredQueries;
 /// Queries over which false alarms of the label-free test are counted.
 pub const HORIZON: f64 = 100_000.0;
 /// Queries compared at a time.
-const WINDOWS: [usize; 2] = [200, 2000];
+const WINDOWS: [usize; 4] = [25, 50, 200, 2000];
 /// Quantiles kept of a reference distribution.
 const POINTS: usize = 257;
 /// Drops bet on, and shares of the capital.

@@ -124,7 +124,7 @@ impl Trees {
     /// Whether the tables fit together and ask only for inputs that exist.
     pub(crate) fn is_sound(&self, targets: usize, columns: usize) -> bool {
         self.targets == targets
-            && self.questions.len() % DEPTH == 0
+            && self.questions.len().is_multiple_of(DEPTH)
             && self.leaves.len() == self.questions.len() / DEPTH * LEAVES * targets
             && self.leaves.iter().all(|leaf| leaf.is_finite())
             && self.questions.iter().all(|(column, _)| (*column as usize) < columns)

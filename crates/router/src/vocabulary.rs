@@ -1,13 +1,13 @@
-//! The words training has seen in at least two conversations, and how rare they are.
+//! The words training has seen in at least three conversations, and how rare they are.
 
 use std::collections::BTreeMap;
 
 /// A word is known if it occurs in this many conversations.
-pub(crate) const FEWEST_DOCUMENTS: u32 = 2;
+pub(crate) const FEWEST_DOCUMENTS: u32 = 3;
 const NONE: u32 = u32::MAX;
 
 /// Known words: hash → row of the weights.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Vocabulary {
     /// Hashes, ascending; a word's place is its row.
     pub(crate) hashes: Vec<u32>,

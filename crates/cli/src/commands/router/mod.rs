@@ -138,6 +138,12 @@ fn costs(given: &[(String, f64)], models: &[String]) -> Result<Option<Vec<f64>>,
         let hint = format!("the router knows {}", models.join(", "));
         return Err(Failure::input(format_args!("a cost for `{unknown}`"), hint));
     }
+    if let Some((free, _)) = given.iter().find(|(_, cost)| *cost == 0.0) {
+        return Err(Failure::input(
+            format_args!("`{free}` costs nothing"),
+            "give a positive cost, in any unit",
+        ));
+    }
     let cost = |model: &String| {
         given.iter().find(|(name, _)| name == model).map(|(_, cost)| *cost).ok_or_else(|| {
             Failure::input(format_args!("no cost for `{model}`"), format_args!("add `--cost {model}=…`"))
