@@ -6,7 +6,7 @@ use boute_router::eval::weakest_and_strongest;
 use boute_router::{Scorer, Scratch};
 use boute_spec::workload::Split;
 
-use super::{Report, Set};
+use super::{Report, Set, numbered};
 
 /// Words added by the attacker who knows the weights.
 const TRIGGERS: usize = 20;
@@ -32,6 +32,9 @@ const LANGUAGES: [(&str, &str); 8] = [
     ("Chinese", "一列火车以每小时八十公里的速度行驶三个小时,一共走了多少公里?请说明理由。"),
 ];
 
+/// What an attacker does to a prompt.
+type Change<'a> = &'a dyn Fn(&str) -> String;
+
 pub(super) fn run(set: &Set, report: &mut Report) {
     let Some((weak, strong)) = weakest_and_strongest(&set.test) else { return };
     let advantage = |text: &str, scratch: &mut Scratch| {
@@ -44,14 +47,15 @@ pub(super) fn run(set: &Set, report: &mut Report) {
     let mut sorted: Vec<f32> = test.iter().map(|query| advantage(&query.prompt, &mut scratch)).collect();
     sorted.sort_unstable_by(f32::total_cmp);
     let threshold = sorted[sorted.len() / 2];
-    let mut strong_share = |change: &dyn Fn(&str) -> String| {
+    let mut strong_share = |change: Change<'_>| {
         let sent = |text: &str, scratch: &mut Scratch| advantage(&change(text), scratch) > threshold;
         let strong = test.iter().filter(|query| sent(&query.prompt, &mut scratch)).count();
         100.0 * strong as f64 / test.len() as f64
     };
     let triggers = triggers(&set.scorer, &set.queries(Split::Train)[..1000], weak, strong);
     report.note("hostile text, RouteLLM: share of prompts sent to the strong model, planned 50 %");
-    let rows: [(&str, &dyn Fn(&str) -> String); 6] = [
+    let unknown = numbered(" zq", 300);
+    let rows: [(&str, Change<'_>); 6] = [
         ("unchanged", &|text| text.to_owned()),
         ("politeness added", &|text| {
             format!("Hello! Could you please help me with this?\n{text}\nThank you very much!")
@@ -59,9 +63,7 @@ pub(super) fn run(set: &Set, report: &mut Report) {
         ("padded to 3 KiB with blanks and stops", &|text| format!("{text}{}", " .".repeat(1500))),
         ("the 20 strongest words of training added once", &|text| format!("{text} {triggers}")),
         ("the same in place of the head", &|text| format!("{}{text}", format!("{triggers} ").repeat(20))),
-        ("2 KiB of words nobody has written", &|text| {
-            format!("{text}{}", (0..300).map(|at| format!(" zq{at}x")).collect::<String>())
-        }),
+        ("2 KiB of words nobody has written", &|text| format!("{text}{unknown}")),
     ];
     for (name, change) in rows {
         report.note(&format!("  {name:<48} {:.0} %", strong_share(change)));

@@ -37,7 +37,7 @@ impl Set {
         let scorer = scorer.map_err(|error| error.to_string())?;
         let of = |split| scorer.score_queries(&data.models, data.split(split));
         let (validation, test) = (of(Split::Validation), of(Split::Test));
-        Ok(Self { name, validation, test, scorer, data, train_seconds })
+        Ok(Self { name, data, scorer, validation, test, train_seconds })
     }
 
     fn queries(&self, split: Split) -> Vec<&Query> {
@@ -47,6 +47,11 @@ impl Set {
     fn tasks(&self, split: Split) -> Vec<&str> {
         self.data.split(split).map(|query| query.task.as_str()).collect()
     }
+}
+
+/// Made-up words: the prefix with a number each.
+fn numbered(prefix: &str, count: u32) -> String {
+    (0..count).fold(String::new(), |text, at| text + prefix + &at.to_string())
 }
 
 /// Wall seconds: training uses all cores.
@@ -72,7 +77,6 @@ pub(crate) fn run(small: bool, report: &mut Report) -> Result<(), String> {
     let routellm = Set::load("RouteLLM", "benchmarks/data/routellm.jsonl.gz", &[])?;
     let zeroeval = Set::load("ZeroEval", "grids/data/zeroeval.jsonl.gz", &["llama-3.1-8b", "llama-3.1-70b"])?;
     quality::pair(&routellm, &quality::ROUTELLM, report);
-    quality::rivals(&routellm, report);
     quality::pair(&zeroeval, &quality::ZEROEVAL, report);
     speed::run(&routellm, report);
     online::run(&routellm, small, report);
@@ -80,6 +84,7 @@ pub(crate) fn run(small: bool, report: &mut Report) -> Result<(), String> {
         guarantee::run(&[&routellm, &zeroeval], 100, report);
         return Ok(());
     }
+    quality::rivals(&routellm, report);
     let mmlu = Set::load("MMLU-Pro", "examples/data/mmlu_pro_llama.jsonl.gz", &[])?;
     quality::pair(&mmlu, &quality::MMLU_PRO, report);
     quality::lengths(&mmlu, report);

@@ -265,7 +265,9 @@ fn spearman(a: &[f64], b: &[f64]) -> f64 {
         let mut ranks = vec![0.0; values.len()];
         for tied in order.chunk_by(|x, y| values[*x] == values[*y]) {
             let below = values.iter().filter(|value| **value < values[tied[0]]).count();
-            tied.iter().for_each(|at| ranks[*at] = below as f64 + (tied.len() - 1) as f64 / 2.0);
+            for at in tied {
+                ranks[*at] = below as f64 + (tied.len() - 1) as f64 / 2.0;
+            }
         }
         ranks
     };

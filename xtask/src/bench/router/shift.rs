@@ -107,7 +107,9 @@ fn keeps_quality(data: &QualityData, report: &mut Report) -> Result<(), String> 
             100.0 * f64::from(novel) / fresh.len() as f64,
             fresh.len()
         ));
-        (0..2).for_each(|at| sums[at] -= lost[at]);
+        for (sum, lost) in sums.iter_mut().zip(lost) {
+            *sum -= lost;
+        }
         count += fresh.len() as f64;
     }
     let [alone, watched] = sums.map(|sum| 100.0 * sum / count);

@@ -9,7 +9,7 @@ use boute_router::{Scorer, Scratch};
 use boute_spec::workload::Split;
 use stats_alloc::Region;
 
-use super::{Report, Set};
+use super::{Report, Set, numbered};
 
 /// Each decision is timed this often, in rounds over all texts, so that caches are as cold as between requests. The fastest
 /// round counts: what slows the others is other work on the machine.
@@ -24,7 +24,7 @@ pub(super) fn run(set: &Set, report: &mut Report) {
     let all = usual.join("\n");
     let long: Vec<&str> = (0..40).filter_map(|at| all.get(at * 10_000..)).collect();
     let signs: String = "?!,.;:".chars().cycle().take(100_000).collect();
-    let words: String = (0..20_000).map(|at| format!("x{at} ")).collect();
+    let words = numbered(" x", 20_000);
     let worst = [signs.as_str(), &words];
     let times = |texts: &[&str]| decision_times(&set.scorer, &decider, texts);
     let (usual, allocations) = times(&usual);
@@ -46,7 +46,9 @@ fn decision_times(scorer: &Scorer, decider: &Decider, texts: &[&str]) -> (Vec<f6
         scorer.score(text, &mut scratch, &mut scores);
         black_box(decider.decide(&scores));
     };
-    texts.iter().for_each(|text| decide(text));
+    for text in texts {
+        decide(text);
+    }
     let mut times = vec![f64::INFINITY; texts.len()];
     let region = Region::new(crate::ALLOCATOR);
     for _ in 0..ROUNDS {
