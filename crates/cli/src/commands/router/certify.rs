@@ -105,7 +105,6 @@ pub(super) struct Certificate {
 
 /// One promise, with what the calibration queries say of the policy.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Stated {
     /// Group of tasks; empty for all.
     group: String,
