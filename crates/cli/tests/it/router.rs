@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::{Folder, boute, refused, text};
 
-/// 1,200 made-up queries: the small model fails at sums, the large one seldom fails.
+/// 1,200 made-up queries: the small model fails at sums, the large one seldom fails, but more often at letters.
 fn data() -> String {
     let mut lines = String::new();
     for at in 0..1200_u32 {
@@ -18,7 +18,7 @@ fn data() -> String {
             ("chat", format!("Write a friendly letter number {at} about the garden and its flowers."))
         };
         let small = f64::from(u8::from(if sum { at % 5 == 0 } else { at % 10 != 1 }));
-        let large = f64::from(u8::from(at % 10 != 1));
+        let large = f64::from(u8::from(if sum { at % 10 != 1 } else { at % 5 != 1 }));
         let split = ["train", "validation", "train", "test"][at as usize / 3 % 4];
         let _ = writeln!(
             lines,
@@ -65,7 +65,6 @@ fn promises_are_certified_explained_and_drawn() {
 
     // What cannot be promised is refused, with exit status 1; nonsense with 2.
     assert_eq!(ask(&["--floor", "0.99"]).status.code(), Some(1));
-    assert!(text(&ask(&["--max-loss", "0"]).stdout).contains("only large alone"));
     assert!(
         refused(2, &[&certify[..], &["--max-loss", "0.05", "--mix", "poems=1"]].concat()).contains("poems")
     );
@@ -73,9 +72,12 @@ fn promises_are_certified_explained_and_drawn() {
     // A judge that may be off by more than the loss allows leaves no room.
     assert!(text(&ask(&["--max-loss", "0.05", "--judge-error", "0.03"]).stdout).contains("refused"));
     // A mix with more sums needs the large model more often.
-    let mixed = ask(&["--max-loss", "0.05", "--mix", "maths=0.9", "--mix", "chat=0.1", "--json"]);
-    let mixed: Value = serde_json::from_slice(&mixed.stdout).unwrap();
-    assert!(mixed["shares"][1].as_f64().unwrap() >= large - 0.02, "{mixed}");
+    let share = |more: &[&str]| {
+        let output = ask(&[&["--max-loss", "0.05", "--json"], more].concat());
+        serde_json::from_slice::<Value>(&output.stdout).unwrap()["shares"][1].as_f64().unwrap()
+    };
+    let (own, mixed) = (share(&[]), share(&["--mix", "maths=0.9", "--mix", "chat=0.1"]));
+    assert!(mixed > own, "{mixed} {own}");
 
     let explain = |prompt: &str| {
         let output = boute(&["router", "explain", &router, prompt, "--certificate", &certificate, "--json"]);
