@@ -1,8 +1,15 @@
 //! The project's own chores: `cargo xtask tidy`, `cargo xtask bench NAME`.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a developer's tool talks to the terminal")]
 
+use std::alloc::System;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+
+use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
+
+/// Counts allocations, so that the router's benchmark can show that a decision makes none.
+#[global_allocator]
+static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 mod bench;
 mod calibrate;
@@ -16,7 +23,9 @@ fn main() -> ExitCode {
         ["bench", rest @ ..] => bench::run(rest),
         ["calibrate"] => done(calibrate::run(&root())),
         _ => {
-            eprintln!("usage: cargo xtask tidy | calibrate | bench [perf | sim | mobo] [small]");
+            eprintln!(
+                "usage: cargo xtask tidy | calibrate | bench [perf | sim | mobo | planner | router] [small]"
+            );
             ExitCode::from(2)
         }
     }

@@ -5,6 +5,7 @@ mod engines;
 pub mod export;
 mod fixture;
 pub mod report;
+pub mod router;
 mod svg;
 pub mod terminal;
 

@@ -350,6 +350,67 @@ pub(crate) fn quality_curve(curve: &[(f64, f64)], chosen: Option<f64>) -> String
     out
 }
 
+/// [`quality_curve`] with a certified policy: its share, and a bar from the lower bound of its quality to the mean.
+pub(crate) fn certified_curve(curve: &[(f64, f64)], certified: Option<(f64, (f64, f64))>) -> String {
+    let drawing = quality_curve(curve, None);
+    let Some((share, (low, mean))) = certified else { return drawing };
+    // The same scales as the curve's.
+    let x = Scale { low: 0.0, high: 1.0, from: 56.0, to: 620.0 };
+    let y = Scale::over(curve.iter().map(|(_, quality)| *quality), 236.0, 18.0);
+    let (at, top, bottom) = (x.at(share), y.at(mean), y.at(low).min(236.0));
+    let bar = format!(
+        "<rect x=\"{:.1}\" y=\"{top:.1}\" width=\"6\" height=\"{:.1}\" rx=\"3\" fill=\"{}\"/><text class=\"direct\" x=\"{:.1}\" y=\"{:.1}\">certified</text></svg>",
+        at - 3.0,
+        (bottom - top).max(2.0),
+        series(1),
+        at + 9.0,
+        bottom - 4.0
+    );
+    drawing.replace("</svg>", &bar)
+}
+
+/// Mean score over mean prediction, a dot per bin with an area that grows with its queries.
+pub(crate) fn calibration(bins: &[(f64, f64, usize)]) -> String {
+    let (size, left, bottom) = (300.0, 44.0, 34.0);
+    let x = Scale { low: 0.0, high: 1.0, from: left, to: size - 10.0 };
+    let y = Scale { low: 0.0, high: 1.0, from: size - bottom, to: 10.0 };
+    let mut out = format!(
+        "<svg viewBox=\"0 0 640 {size}\" role=\"img\" aria-label=\"Mean score over prediction\"><line class=\"random\" x1=\"{:.1}\" y1=\"{:.1}\" x2=\"{:.1}\" y2=\"{:.1}\"/>",
+        x.at(0.0),
+        y.at(0.0),
+        x.at(1.0),
+        y.at(1.0)
+    );
+    for tick in [0.0, 0.25, 0.5, 0.75, 1.0] {
+        let _ = write!(
+            out,
+            "<text class=\"tick\" x=\"{:.1}\" y=\"{}\" text-anchor=\"middle\">{tick}</text><text class=\"tick\" x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{tick}</text>",
+            x.at(tick),
+            size - bottom + 18.0,
+            left - 6.0,
+            y.at(tick) + 4.0
+        );
+    }
+    let most = bins.iter().map(|(_, _, queries)| *queries).max().unwrap_or(1).max(1) as f64;
+    for (predicted, actual, queries) in bins {
+        let _ = write!(
+            out,
+            "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"{:.1}\" fill=\"{}\"><title>predicted {predicted:.2}, scored {actual:.2}, {queries} queries</title></circle>",
+            x.at(*predicted),
+            y.at(*actual),
+            2.0 + 7.0 * (*queries as f64 / most).sqrt(),
+            series(0)
+        );
+    }
+    let _ = write!(
+        out,
+        "<text class=\"label\" x=\"{}\" y=\"{}\">predicted, to the right; scored, upwards</text></svg>",
+        size + 10.0,
+        size - bottom
+    );
+    out
+}
+
 /// Gains as dots on one line per row, each row's ascending, with a bar from quartile to quartile and the median written at
 /// the end; rows without gains say so.
 pub(crate) fn gains(rows: &[(String, &[f64])], label: &str) -> String {

@@ -1,4 +1,4 @@
-//! Quality floors that hold with a stated probability: lower confidence bounds on a mean, valid for any sample size.
+//! Quality promises that hold with a stated probability, whatever the distribution and the sample size.
 //!
 //! - All values 0 or 1: the exact binomial bound (Clopper, Pearson, Biometrika 26, 1934).
 //! - Values in [0, 1]: the betting bound (Waudby-Smith, Ramdas, "Estimating means of bounded random variables by
@@ -6,9 +6,14 @@
 //!   is seen would exceed 1/δ with probability at most δ; so every m at which it does is rejected.
 //!
 //! A policy is chosen from a path of policies that begins at the safe end: each is tested at level δ, and the walk stops
-//! at the first that fails. The chance that the last one accepted misses the floor is then at most δ, however long the
-//! path (fixed-sequence testing; Angelopoulos et al., "Learn then test", 2021).
+//! at the first that fails. The chance that the last one accepted breaks its promise is then at most δ, however long the
+//! path (fixed-sequence testing; Angelopoulos et al., "Learn then test", 2021). Several promises (of groups of tasks) are
+//! each tested at level δ and must all pass: a policy that breaks one of them passes with probability at most δ, so the
+//! family is controlled without dividing δ (intersection–union test; Berger, Technometrics 24, 1982).
 
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
 use statrs::function::beta::beta_reg;
 
 use crate::queries::ScoredQueries;
@@ -27,12 +32,96 @@ pub enum FloorRule {
     },
 }
 
-/// Whether a promise holds, and with what margin.
+/// A promise about a mean: score − share·(score of a reference model) is at least `least`.
 #[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Promise {
+    reference: Option<usize>,
+    share: f64,
+    least: f64,
+}
+
+impl From<FloorRule> for Promise {
+    fn from(rule: FloorRule) -> Self {
+        match rule {
+            FloorRule::Absolute(floor) => Self { reference: None, share: 0.0, least: floor },
+            FloorRule::Relative { share, model } => Self { reference: Some(model), share, least: 0.0 },
+        }
+    }
+}
+
+impl Promise {
+    /// At most `loss` (in [0, 1]) less than what `model` (index) would score on the same queries.
+    pub fn max_loss(loss: f64, model: usize) -> Self {
+        Self { reference: Some(model), share: 1.0, least: -loss }
+    }
+
+    /// The same promise about true scores where the stated ones come from a judge whose mean, for any set of answers, may
+    /// be off by up to `error` either way: the test is harder by that error, twice where two models are compared.
+    #[must_use]
+    pub fn under_judge(self, error: f64) -> Self {
+        Self { least: self.least + (1.0 + self.share) * error, ..self }
+    }
+
+    /// The tested value of one answer, in [0, 1]: a score, or a scaled difference of scores.
+    fn value(&self, queries: &ScoredQueries, query: usize, model: usize) -> f64 {
+        let reference = self.reference.map_or(0.0, |reference| queries.actual(query, reference));
+        self.in_unit(queries.actual(query, model) - self.share * reference)
+    }
+
+    /// From [−share, 1] to [0, 1].
+    fn in_unit(&self, difference: f64) -> f64 {
+        (difference + self.share) / (1.0 + self.share)
+    }
+
+    fn out_of_unit(&self, value: f64) -> f64 {
+        value * (1.0 + self.share) - self.share
+    }
+
+    fn values(&self, queries: &ScoredQueries, rows: &[usize], assignment: &[usize]) -> Vec<f64> {
+        rows.iter().map(|row| self.value(queries, *row, assignment[*row])).collect()
+    }
+
+    /// Whether nothing can break it: the reference model answers everything, and some loss is allowed.
+    fn is_trivial(&self, rows: &[usize], assignment: &[usize]) -> bool {
+        let always = |model: usize| rows.iter().all(|row| assignment[*row] == model);
+        self.share == 1.0 && self.least <= 0.0 && self.reference.is_some_and(always)
+    }
+
+    /// Whether it holds on what `rows` of `queries` (in random order) were drawn from, with an error of at most `delta`,
+    /// if `assignment` says which model answers each query.
+    pub fn holds(&self, queries: &ScoredQueries, rows: &[usize], assignment: &[usize], delta: f64) -> bool {
+        self.is_trivial(rows, assignment)
+            || mean_exceeds(&self.values(queries, rows, assignment), self.in_unit(self.least), delta)
+    }
+
+    /// The same, with the bound that decides it.
+    pub fn certify(
+        &self,
+        queries: &ScoredQueries,
+        rows: &[usize],
+        assignment: &[usize],
+        delta: f64,
+    ) -> Certified {
+        let values = self.values(queries, rows, assignment);
+        let mean = self.out_of_unit(values.iter().sum::<f64>() / values.len().max(1) as f64);
+        let lower_bound = self.out_of_unit(lower_bound(&values, delta));
+        let holds = self.is_trivial(rows, assignment) || lower_bound >= self.least;
+        Certified { holds, lower_bound, mean }
+    }
+
+    /// The mean on `rows`, and how far it is above what is promised.
+    pub fn slack(&self, queries: &ScoredQueries, rows: &[usize], assignment: &[usize]) -> f64 {
+        let values = self.values(queries, rows, assignment);
+        self.out_of_unit(values.iter().sum::<f64>() / values.len().max(1) as f64) - self.least
+    }
+}
+
+/// Whether a promise holds, and with what margin.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Certified {
     /// Whether it holds at the asked confidence.
     pub holds: bool,
-    /// Lower bound of the tested mean: the score, or the score less the share of the reference model's.
+    /// Lower bound of the tested mean: the score, or the score less (the share of) the reference model's.
     pub lower_bound: f64,
     /// The tested mean on the sample.
     pub mean: f64,
@@ -41,43 +130,59 @@ pub struct Certified {
 /// A lower bound on the mean of what `values` (each in [0, 1]) were drawn from: the truth is below it with probability at
 /// most `delta`. 0 for no values.
 pub fn lower_bound(values: &[f64], delta: f64) -> f64 {
-    if values.iter().all(|value| *value == 0.0 || *value == 1.0) {
-        let ones = values.iter().filter(|value| **value == 1.0).count();
-        binomial_lower_bound(ones, values.len(), delta)
-    } else {
-        betting_lower_bound(values, delta)
+    match ones(values) {
+        Some(ones) => binomial_lower_bound(ones, values.len(), delta),
+        None => bisect(|mean| wealth_exceeds(values, mean, delta)),
     }
+}
+
+/// Whether the mean of what `values` (each in [0, 1]) were drawn from is above `least`, with an error of at most `delta`:
+/// whether [`lower_bound`] exceeds `least`, in one pass.
+pub fn mean_exceeds(values: &[f64], least: f64, delta: f64) -> bool {
+    match ones(values) {
+        Some(0) => least < 0.0,
+        Some(_) if least < 0.0 => true,
+        Some(ones) => least < 1.0 && binomial_tail(ones, values.len(), least) < delta,
+        None => least < 0.0 || (least < 1.0 && wealth_exceeds(values, least, delta)),
+    }
+}
+
+/// How many values are 1, if all are 0 or 1.
+fn ones(values: &[f64]) -> Option<usize> {
+    values
+        .iter()
+        .all(|value| *value == 0.0 || *value == 1.0)
+        .then(|| values.iter().filter(|value| **value == 1.0).count())
+}
+
+/// The chance of at least `ones` ≥ 1 among `count` when each has the chance `p`.
+fn binomial_tail(ones: usize, count: usize, p: f64) -> f64 {
+    beta_reg(ones as f64, (count - ones) as f64 + 1.0, p)
 }
 
 /// p such that at least `ones` of `count` has probability `delta`: `I_p(ones, count − ones + 1) = δ`.
 fn binomial_lower_bound(ones: usize, count: usize, delta: f64) -> f64 {
-    if ones == 0 {
-        return 0.0;
-    }
-    let (a, b) = (ones as f64, (count - ones) as f64 + 1.0);
-    bisect(|p| beta_reg(a, b, p) < delta)
-}
-
-fn betting_lower_bound(values: &[f64], delta: f64) -> f64 {
-    bisect(|mean| wealth_exceeds(values, mean, delta))
+    if ones == 0 { 0.0 } else { bisect(|p| binomial_tail(ones, count, p) < delta) }
 }
 
 /// Whether betting against "the mean is `mean`" ever multiplies the capital by 1/δ.
 fn wealth_exceeds(values: &[f64], mean: f64, delta: f64) -> bool {
     let count = values.len() as f64;
-    let target = (1.0 / delta).ln();
-    let (mut log_wealth, mut sum, mut squares) = (0.0, 0.5, 0.25);
-    for (seen, value) in (1..).zip(values) {
-        // The bet uses the past only: a variance estimate that starts at 1/4.
-        let variance = squares / f64::from(seen);
-        let bet = (2.0 * target / (variance * count)).sqrt().min(0.75 / mean.max(1e-9));
-        log_wealth += (bet * (value - mean)).ln_1p();
-        if log_wealth >= target {
+    let target = 1.0 / delta;
+    // The bet that would be best if the variance were 1; it is scaled by the past only.
+    let unit_bet = (2.0 * target.ln() / count).sqrt();
+    let most = 0.75 / mean.max(1e-9);
+    let (mut wealth, mut seen, mut sum, mut squares) = (1.0, 1.0, 0.5, 0.25_f64);
+    for value in values {
+        let bet = (unit_bet * (seen / squares).sqrt()).min(most);
+        wealth *= 1.0 + bet * (value - mean);
+        if wealth >= target {
             return true;
         }
+        seen += 1.0;
         sum += value;
-        let average = sum / f64::from(seen + 1);
-        squares += (value - average) * (value - average);
+        let off = value - sum / seen;
+        squares += off * off;
     }
     false
 }
@@ -98,31 +203,51 @@ fn bisect(rejected: impl Fn(f64) -> bool) -> f64 {
 
 /// Tests one policy, given by the model that answers each query.
 pub fn floor_holds(queries: &ScoredQueries, assignment: &[usize], rule: FloorRule, delta: f64) -> Certified {
-    let scores = || assignment.iter().enumerate().map(|(query, model)| queries.actual(query, *model));
-    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len().max(1) as f64;
-    match rule {
-        FloorRule::Absolute(floor) => {
-            let values: Vec<f64> = scores().collect();
-            let bound = lower_bound(&values, delta);
-            Certified { holds: bound >= floor, lower_bound: bound, mean: mean(&values) }
-        }
-        FloorRule::Relative { share, model } => {
-            // score − share·reference lies in [−share, 1]; mapped to [0, 1].
-            let map = |(query, score): (usize, f64)| {
-                (score - share * queries.actual(query, model) + share) / (1.0 + share)
-            };
-            let values: Vec<f64> = scores().enumerate().map(map).collect();
-            let back = |value: f64| value * (1.0 + share) - share;
-            let bound = back(lower_bound(&values, delta));
-            Certified { holds: bound >= 0.0, lower_bound: bound, mean: back(mean(&values)) }
+    let rows: Vec<usize> = (0..assignment.len()).collect();
+    Promise::from(rule).certify(queries, &rows, assignment, delta)
+}
+
+/// Rows of a sample that look as if drawn from a stated mix of groups: each draw picks a group by the mix, then the next
+/// unused row of it, until a group has none left. Which rows are taken depends on groups and seed alone, so every test
+/// stays valid. `groups[row]` is the row's group, `None` for rows outside the mix.
+pub fn rows_of_mix(groups: &[Option<usize>], mix: &[f64], seed: u64) -> Vec<usize> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut left: Vec<Vec<usize>> = vec![Vec::new(); mix.len()];
+    for (row, group) in groups.iter().enumerate().rev() {
+        if let Some(group) = group {
+            left[*group].push(row);
         }
     }
+    let total: f64 = mix.iter().sum();
+    let mut rows = Vec::new();
+    loop {
+        let mut at = rng.random::<f64>() * total;
+        let group = mix.iter().position(|share| {
+            at -= share;
+            at < 0.0
+        });
+        let Some(row) = left[group.unwrap_or(mix.len() - 1)].pop() else { return rows };
+        rows.push(row);
+    }
+}
+
+/// Walks along a path of policies, given by the model that answers each query, the safe end first; returns how many are
+/// certified before the first that fails. Each promise is about its rows, in random order. 0: nothing can be promised.
+pub fn walk<A: AsRef<[usize]>>(
+    queries: &ScoredQueries,
+    path: impl IntoIterator<Item = A>,
+    promises: &[(Promise, Vec<usize>)],
+    delta: f64,
+) -> usize {
+    let keeps = |assignment: &A| {
+        promises.iter().all(|(promise, rows)| promise.holds(queries, rows, assignment.as_ref(), delta))
+    };
+    path.into_iter().take_while(keeps).count()
 }
 
 #[cfg(test)]
 mod tests {
-    use rand::{RngExt, SeedableRng};
-    use rand_chacha::ChaCha8Rng;
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -169,5 +294,67 @@ mod tests {
         let bound = lower_bound(&values, 0.05);
         // 1.645 standard errors are 0.0021.
         assert!(bound < mean && bound > mean - 0.006, "{bound} {mean}");
+    }
+
+    proptest! {
+        #[test]
+        fn one_pass_agrees_with_the_bound(
+            values in prop::collection::vec(prop_oneof![Just(0.0), Just(1.0), 0.0..1.0_f64], 1..80),
+            least in 0.0..1.0_f64,
+        ) {
+            let whole: Vec<f64> = values.iter().map(|value: &f64| value.round()).collect();
+            for values in [values, whole] {
+                let bound = lower_bound(&values, 0.05);
+                if (bound - least).abs() > 1e-6 {
+                    prop_assert_eq!(mean_exceeds(&values, least, 0.05), bound > least, "{}", bound);
+                }
+            }
+        }
+    }
+
+    /// A small and a large model; the large one is right on every query, the small one on all but every `step`-th.
+    fn pair(count: usize, step: usize) -> ScoredQueries {
+        let mut queries = ScoredQueries::new(vec!["small".into(), "large".into()]);
+        for query in 0..count {
+            queries.predicted.extend([0.5, 0.5]);
+            queries.actual.extend([f32::from(u8::from(query % step != 0)), 1.0]);
+            queries.output_tokens.extend([0, 0]);
+            queries.prompt_tokens.push(1);
+        }
+        queries
+    }
+
+    #[test]
+    fn a_walk_stops_where_the_loss_may_be_too_large() {
+        let queries = pair(1000, 10);
+        let path: Vec<Vec<usize>> = (0..=10)
+            .map(|step| (0..1000).map(|query| usize::from(query % 100 >= step * 10)).collect())
+            .collect();
+        let promise = |loss| (Promise::max_loss(loss, 1), (0..1000).collect());
+        let certified = [0.0, 0.02, 0.05, 0.5].map(|loss| walk(&queries, &path, &[promise(loss)], 0.05));
+        assert!(certified[0] == 1 && certified[3] == 11 && certified.is_sorted(), "{certified:?}");
+        assert!((1..4).contains(&certified[1]) && (2..6).contains(&certified[2]), "{certified:?}");
+        let both = [promise(0.5), promise(0.02)];
+        assert_eq!(walk(&queries, &path, &both, 0.05), certified[1], "the stricter promise decides");
+    }
+
+    #[test]
+    fn judges_make_promises_harder() {
+        let queries = pair(1000, 10);
+        let (small, rows) = (vec![0; 1000], (0..1000).collect::<Vec<_>>());
+        let floors = [FloorRule::Absolute(0.87), FloorRule::Relative { share: 0.87, model: 1 }];
+        for promise in floors.map(Promise::from).into_iter().chain([Promise::max_loss(0.13, 1)]) {
+            assert!(promise.holds(&queries, &rows, &small, 0.05), "{promise:?}");
+            assert!(!promise.under_judge(0.03).holds(&queries, &rows, &small, 0.05), "{promise:?}");
+        }
+    }
+
+    #[test]
+    fn a_mix_is_drawn_until_a_group_runs_out() {
+        let groups: Vec<Option<usize>> = (0..1000).map(|row| Some(usize::from(row % 10 == 0))).collect();
+        let rows = rows_of_mix(&groups, &[0.5, 0.5], 1);
+        let rare = rows.iter().filter(|row| **row % 10 == 0).count();
+        assert_eq!(rare, 100, "all of the rare group");
+        assert!((150..260).contains(&rows.len()), "{}", rows.len());
     }
 }

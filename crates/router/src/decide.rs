@@ -101,6 +101,39 @@ pub fn dearest_if_better(scores: &[f32], cheapest_first: &[usize], threshold: f3
     Some(if scores[dearest] - scores[cheapest] >= threshold { dearest } else { cheapest })
 }
 
+/// Who answers a query of a session whose last answer came from `previous`: the model of `decision`, but never one of lower
+/// rank than before (`rank` per model, higher is better). Each turn is scored anew, so a session moves up when it becomes
+/// harder; it does not move down, since that is where users notice and prompt caches are lost.
+pub fn in_session(decision: Decision, previous: Option<usize>, rank: impl Fn(usize) -> usize) -> usize {
+    match previous {
+        Some(previous) if rank(previous) > rank(decision.model) => previous,
+        _ => decision.model,
+    }
+}
+
+/// A model taken with known probability, so that what it scores can be weighted afterwards.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Explored {
+    /// Index of the model.
+    pub model: usize,
+    /// The chance that this model was taken, given the decision.
+    pub propensity: f64,
+}
+
+/// With probability `share`, any of `models` with equal chances; else the one decided. `draw` is uniform in [0, 1).
+///
+/// # Panics
+/// If `models` is empty.
+pub fn explore(decision: Decision, models: &[usize], share: f64, draw: f64) -> Explored {
+    assert!(!models.is_empty(), "there are models to explore");
+    let each = share / models.len() as f64;
+    let model =
+        if draw < share { models[((draw / each) as usize).min(models.len() - 1)] } else { decision.model };
+    let decided = if model == decision.model { 1.0 - share } else { 0.0 };
+    let drawn = if models.contains(&model) { each } else { 0.0 };
+    Explored { model, propensity: decided + drawn }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -129,5 +162,31 @@ mod tests {
         assert_eq!(decider.decide_among(&SCORES, |model| model != 2).map(|it| it.model), Some(1));
         assert_eq!(decider.decide_among(&SCORES, |_| false), None);
         assert_eq!(Decider::Constant(1).decide_among(&SCORES, |model| model == 0), None);
+    }
+
+    const SMALL: Decision = Decision { model: 0, margin: 0.1 };
+
+    #[test]
+    fn sessions_move_up_only() {
+        let large = Decision { model: 1, margin: 0.1 };
+        let answers = [(SMALL, None, 0), (SMALL, Some(0), 0), (large, Some(0), 1), (SMALL, Some(1), 1)];
+        for (decision, previous, want) in answers {
+            assert_eq!(in_session(decision, previous, |model| model), want);
+        }
+    }
+
+    #[test]
+    fn propensities_are_frequencies() {
+        let draws = 10_000;
+        let mut counts = [0_u32; 3];
+        let mut stated = [0.0; 3];
+        for draw in 0..draws {
+            let explored = explore(SMALL, &[0, 1, 2], 0.06, f64::from(draw) / f64::from(draws));
+            counts[explored.model] += 1;
+            stated[explored.model] = explored.propensity;
+        }
+        for (count, stated) in counts.iter().zip(stated) {
+            assert!((f64::from(*count) / f64::from(draws) - stated).abs() < 1e-3, "{counts:?} {stated}");
+        }
     }
 }

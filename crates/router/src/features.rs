@@ -1,149 +1,312 @@
-//! What is read off a prompt: hashed words and word pairs, and a few properties of its surface.
+//! What is read off a conversation: hashed words and word pairs, and a few properties of its surface.
 //!
-//! Only the head and the tail of a long prompt are read, so that the time of a decision is bounded.
+//! Only the head and the tail of a long conversation are read, so that the time of a decision is bounded.
 
-/// Hash table size, as a power of two.
-pub(crate) const HASH_BITS: u32 = 18;
-/// Bytes read from the start of a prompt.
-const HEAD_BYTES: usize = 8 << 10;
-/// Bytes read from the end of a prompt that is longer.
-const TAIL_BYTES: usize = 2 << 10;
+use std::collections::BTreeMap;
+
+/// Bytes read from the start of a conversation.
+const HEAD_BYTES: usize = 3 << 10;
+/// Bytes read from the end of one that is longer than both.
+const TAIL_BYTES: usize = 1 << 10;
 /// Number of surface features.
-pub(crate) const SURFACE: usize = 20;
+pub(crate) const SURFACE: usize = 24;
+/// Their names, for explanations.
+pub(crate) const SURFACE_NAMES: [&str; SURFACE] = [
+    "length",
+    "words",
+    "mean word length",
+    "share of long words",
+    "share of digits",
+    "numbers",
+    "share of capitals",
+    "share beyond ASCII",
+    "lines",
+    "answer options",
+    "line length",
+    "question marks",
+    "backticks",
+    "braces and semicolons",
+    "operators",
+    "backslashes",
+    "dollar signs",
+    "commas",
+    "quotes",
+    "share of mathematical signs",
+    "full stops",
+    "parentheses",
+    "underscores",
+    "length per answer option",
+];
 
-/// Buffers for scoring, kept between prompts so that nothing is allocated.
+/// Words longer than this are long.
+const LONG_WORD: u32 = 8;
+const NONE: u16 = u16::MAX;
+
+/// Buffers for scoring, kept between conversations so that nothing is allocated once they have grown.
 #[derive(Debug, Clone, Default)]
 pub struct Scratch {
-    /// (slot, term frequency), by slot, after [`read`].
-    pub(crate) terms: Vec<(u32, f32)>,
+    /// (hash, times it occurs) in order of first occurrence, after [`read`].
+    pub(crate) terms: Vec<(u32, u32)>,
     pub(crate) surface: [f32; SURFACE],
-    slots: Vec<u32>,
+    /// Outputs of the linear heads, then of the length heads.
+    pub(crate) sums: Vec<f32>,
+    /// Inputs of the trees.
+    pub(crate) inputs: Vec<f32>,
+    /// Share of the weight of words that training has not seen.
+    pub(crate) novelty: f32,
+    hashes: Vec<u32>,
+    /// Open addressing: hash → place in `terms`.
+    table: Vec<u16>,
 }
 
-/// FNV-1a with a final mix, to [`HASH_BITS`] bits.
-fn slot_of(hash: u64) -> u32 {
-    let mixed = (hash ^ (hash >> 32)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    (mixed >> (64 - HASH_BITS)) as u32
+impl Scratch {
+    /// How much of the conversation last scored is in words that training has not seen: 0 nothing, 1 all.
+    pub fn novelty(&self) -> f32 {
+        self.novelty
+    }
 }
 
-const FNV_START: u64 = 0xcbf2_9ce4_8422_2325;
+/// Reads the features of a conversation, given by its messages in order, into `scratch`.
+pub(crate) fn read(messages: &[&str], scratch: &mut Scratch) {
+    let total: usize = messages.iter().map(|message| message.len() + 1).sum::<usize>().saturating_sub(1);
+    // What is between head and tail is skipped.
+    let skipped = if total > HEAD_BYTES + TAIL_BYTES { HEAD_BYTES..total - TAIL_BYTES } else { total..total };
+    scratch.hashes.clear();
+    let mut reader = Reader::new(&mut scratch.hashes);
+    let mut start = 0;
+    for message in messages {
+        let bytes = message.as_bytes();
+        let end = start + bytes.len();
+        let head = skipped.start.clamp(start, end) - start;
+        let tail = skipped.end.clamp(start, end) - start;
+        for part in [&bytes[..head], &bytes[tail..]] {
+            if !part.is_empty() {
+                reader.read(part);
+                reader.end_part();
+            }
+        }
+        start = end + 1;
+    }
+    scratch.surface = reader.counts.surface(total);
+    scratch.count_terms();
+}
 
+impl Scratch {
+    fn count_terms(&mut self) {
+        let size = (2 * self.hashes.len()).next_power_of_two();
+        self.table.clear();
+        self.table.resize(size, NONE);
+        self.terms.clear();
+        for &hash in &self.hashes {
+            let mut at = hash as usize & (size - 1);
+            loop {
+                let entry = &mut self.table[at];
+                if *entry == NONE {
+                    *entry = self.terms.len() as u16;
+                    self.terms.push((hash, 1));
+                    break;
+                }
+                let (known, times) = &mut self.terms[usize::from(*entry)];
+                if *known == hash {
+                    *times += 1;
+                    break;
+                }
+                at = (at + 1) & (size - 1);
+            }
+        }
+    }
+}
+
+/// What a byte is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum Class {
+    Control,
+    Lower,
+    Upper,
+    Digit,
+    Beyond,
+    /// Begins a character of a script that puts no blanks between words.
+    Unspaced,
+    Line,
+    Question,
+    Backtick,
+    Brace,
+    Operator,
+    Backslash,
+    Dollar,
+    Comma,
+    Quote,
+    Stop,
+    Parenthesis,
+    Underscore,
+    Sign,
+}
+const CLASSES: usize = Class::Sign as usize + 1;
+
+const fn class(byte: u8) -> Class {
+    match byte {
+        b'a'..=b'z' => Class::Lower,
+        b'A'..=b'Z' => Class::Upper,
+        b'0'..=b'9' => Class::Digit,
+        // Kana, Han and Hangul.
+        0xE3..=0xED => Class::Unspaced,
+        0x80.. => Class::Beyond,
+        b'\n' => Class::Line,
+        b'?' => Class::Question,
+        b'`' => Class::Backtick,
+        b'{' | b'}' | b';' => Class::Brace,
+        b'+' | b'=' | b'*' | b'/' | b'^' | b'<' | b'>' => Class::Operator,
+        b'\\' => Class::Backslash,
+        b'$' => Class::Dollar,
+        b',' => Class::Comma,
+        b'"' | b'\'' => Class::Quote,
+        b'.' => Class::Stop,
+        b'(' | b')' => Class::Parenthesis,
+        b'_' => Class::Underscore,
+        b'!'..=b'~' => Class::Sign,
+        _ => Class::Control,
+    }
+}
+
+const CLASS: [Class; 256] = {
+    let mut table = [Class::Control; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        table[byte] = class(byte as u8);
+        byte += 1;
+    }
+    table
+};
+
+const START: u64 = 0xcbf2_9ce4_8422_2325;
+
+/// One step of FNV-1a.
 const fn fnv(hash: u64, byte: u8) -> u64 {
     (hash ^ byte as u64).wrapping_mul(0x0100_0000_01b3)
 }
 
-/// Reads the features of `prompt` into `scratch`.
-pub(crate) fn read(prompt: &str, scratch: &mut Scratch) {
-    let bytes = prompt.as_bytes();
-    let (head, tail) = if bytes.len() > HEAD_BYTES + TAIL_BYTES {
-        (&bytes[..HEAD_BYTES], &bytes[bytes.len() - TAIL_BYTES..])
-    } else {
-        (bytes, &bytes[..0])
-    };
-    scratch.slots.clear();
-    let mut counts = Counts::default();
-    for part in [head, tail] {
-        read_words(part, &mut scratch.slots, &mut counts);
-    }
-    scratch.slots.sort_unstable();
-    scratch.terms.clear();
-    for &slot in &scratch.slots {
-        match scratch.terms.last_mut() {
-            Some((last, count)) if *last == slot => *count += 1.0,
-            _ => scratch.terms.push((slot, 1.0)),
-        }
-    }
-    for (_, count) in &mut scratch.terms {
-        *count = 1.0 + count.ln();
-    }
-    scratch.surface = counts.surface(bytes.len());
+/// Spreads a hash over 32 bits.
+fn fold(hash: u64) -> u32 {
+    ((hash ^ (hash >> 32)).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) as u32
 }
 
-/// Words are runs of letters and digits (and all bytes beyond ASCII); every other printing byte is a word of its own.
-fn read_words(bytes: &[u8], slots: &mut Vec<u32>, counts: &mut Counts) {
-    let (mut word, mut length, mut previous) = (FNV_START, 0_u32, 0_u64);
-    let mut end_word = |word: u64, slots: &mut Vec<u32>| {
-        slots.push(slot_of(word));
-        if previous != 0 {
-            slots.push(slot_of(previous.rotate_left(17) ^ word));
+/// Words are runs of letters and digits; every other printing character is a word of its own.
+struct Reader<'a> {
+    hashes: &'a mut Vec<u32>,
+    counts: Counts,
+    previous: u64,
+}
+
+impl<'a> Reader<'a> {
+    fn new(hashes: &'a mut Vec<u32>) -> Self {
+        Self { hashes, counts: Counts::default(), previous: 0 }
+    }
+
+    fn end_word(&mut self, word: u64) {
+        self.hashes.push(fold(word));
+        if self.previous != 0 {
+            self.hashes.push(fold(self.previous.rotate_left(17) ^ word));
         }
-        previous = word;
-    };
-    for &byte in bytes {
-        counts.see(byte);
-        if byte.is_ascii_alphanumeric() || byte >= 0x80 {
-            word = fnv(word, byte.to_ascii_lowercase());
-            length += 1;
-            continue;
-        }
-        if length > 0 {
-            counts.word(length);
-            end_word(word, slots);
-            (word, length) = (FNV_START, 0);
-        }
-        if byte.is_ascii_graphic() {
-            end_word(fnv(FNV_START, byte), slots);
+        self.previous = word;
+    }
+
+    /// No pair of words reaches over the end of a part.
+    fn end_part(&mut self) {
+        self.previous = 0;
+        self.counts.bytes += 1;
+        self.counts.of[Class::Line as usize] += 1;
+    }
+
+    fn read(&mut self, bytes: &[u8]) {
+        self.counts.bytes += bytes.len() as u32;
+        let mut at = 0;
+        while let Some(&byte) = bytes.get(at) {
+            let class = CLASS[usize::from(byte)];
+            match class {
+                Class::Lower | Class::Upper | Class::Digit | Class::Beyond => {
+                    let length = self.word(&bytes[at..]);
+                    let starts_line = at == 0 || bytes[at - 1] == b'\n';
+                    let ends = bytes.get(at + 1).is_some_and(|next| matches!(next, b'.' | b')'));
+                    if length == 1 && class == Class::Upper && starts_line && ends {
+                        self.counts.option();
+                    }
+                    self.counts.since_option += length as u32;
+                    at += length;
+                    continue;
+                }
+                Class::Unspaced => {
+                    let end = bytes.len().min(at + 3);
+                    self.end_word(bytes[at..end].iter().fold(START, |hash, byte| fnv(hash, *byte)));
+                    self.counts.of[Class::Unspaced as usize] += 3;
+                    at = end;
+                    continue;
+                }
+                Class::Control | Class::Line => {}
+                _ => self.end_word(fnv(START, byte)),
+            }
+            self.counts.of[class as usize] += 1;
+            self.counts.since_option += 1;
+            at += 1;
         }
     }
-    if length > 0 {
-        counts.word(length);
-        end_word(word, slots);
+
+    /// The word at the start of `bytes`; its length.
+    fn word(&mut self, bytes: &[u8]) -> usize {
+        let (mut hash, mut length) = (START, 0);
+        let (mut digits, mut upper, mut beyond) = (0, 0, 0);
+        for &byte in bytes {
+            match CLASS[usize::from(byte)] {
+                Class::Lower => {}
+                Class::Upper => upper += 1,
+                Class::Digit => digits += 1,
+                Class::Beyond => beyond += 1,
+                _ => break,
+            }
+            // Lower case: letters of ASCII, and of Latin-1 in UTF-8, differ from capitals in this bit; digits have it.
+            hash = fnv(hash, byte | 0x20);
+            length += 1;
+        }
+        self.counts.word(length, digits, upper, beyond);
+        self.end_word(hash);
+        length as usize
     }
 }
 
 /// Running counts over the bytes read.
 #[derive(Debug, Default)]
 struct Counts {
+    of: [u32; CLASSES],
     bytes: u32,
     words: u32,
     word_bytes: u32,
     long_words: u32,
-    digits: u32,
     numbers: u32,
-    capitals: u32,
-    beyond_ascii: u32,
-    lines: u32,
-    option_lines: u32,
-    questions: u32,
-    backticks: u32,
-    braces: u32,
-    operators: u32,
-    backslashes: u32,
-    dollars: u32,
-    commas: u32,
-    quotes: u32,
-    last: [u8; 3],
+    options: u32,
+    /// Bytes since the first option.
+    since_option: u32,
 }
 
 impl Counts {
-    fn see(&mut self, byte: u8) {
-        let [_, before, last] = self.last;
-        self.bytes += 1;
-        self.digits += u32::from(byte.is_ascii_digit());
-        self.numbers += u32::from(byte.is_ascii_digit() && !last.is_ascii_digit());
-        self.capitals += u32::from(byte.is_ascii_uppercase());
-        self.beyond_ascii += u32::from(byte >= 0x80);
-        self.lines += u32::from(byte == b'\n');
-        // "A." at the start of a line: a list of options.
-        self.option_lines += u32::from(byte == b'.' && last.is_ascii_uppercase() && before == b'\n');
-        self.questions += u32::from(byte == b'?');
-        self.backticks += u32::from(byte == b'`');
-        self.braces += u32::from(matches!(byte, b'{' | b'}' | b';'));
-        self.operators += u32::from(matches!(byte, b'+' | b'=' | b'*' | b'/' | b'^' | b'<' | b'>'));
-        self.backslashes += u32::from(byte == b'\\');
-        self.dollars += u32::from(byte == b'$');
-        self.commas += u32::from(byte == b',');
-        self.quotes += u32::from(matches!(byte, b'"' | b'\''));
-        self.last = [before, last, byte];
-    }
-
-    fn word(&mut self, length: u32) {
+    fn word(&mut self, length: u32, digits: u32, upper: u32, beyond: u32) {
         self.words += 1;
         self.word_bytes += length;
-        self.long_words += u32::from(length > 8);
+        self.long_words += u32::from(length > LONG_WORD);
+        self.numbers += u32::from(digits == length);
+        self.of[Class::Digit as usize] += digits;
+        self.of[Class::Upper as usize] += upper;
+        self.of[Class::Beyond as usize] += beyond;
+    }
+
+    fn option(&mut self) {
+        if self.options == 0 {
+            self.since_option = 0;
+        }
+        self.options += 1;
     }
 
     fn surface(&self, total_bytes: usize) -> [f32; SURFACE] {
+        let of = |class: Class| self.of[class as usize];
         let log = |count: u32| (count as f32).ln_1p();
         let share = |count: u32, of: u32| count as f32 / of.max(1) as f32;
         [
@@ -151,55 +314,116 @@ impl Counts {
             log(self.words),
             share(self.word_bytes, self.words),
             share(self.long_words, self.words),
-            share(self.digits, self.bytes),
+            share(of(Class::Digit), self.bytes),
             log(self.numbers),
-            share(self.capitals, self.bytes),
-            share(self.beyond_ascii, self.bytes),
-            log(self.lines),
-            log(self.option_lines),
-            share(self.bytes, self.lines + 1).ln_1p(),
-            log(self.questions),
-            log(self.backticks),
-            log(self.braces),
-            log(self.operators),
-            log(self.backslashes),
-            log(self.dollars),
-            log(self.commas),
-            log(self.quotes),
-            share(self.operators + self.backslashes, self.bytes),
+            share(of(Class::Upper), self.bytes),
+            share(of(Class::Beyond) + of(Class::Unspaced), self.bytes),
+            log(of(Class::Line)),
+            log(self.options),
+            share(self.bytes, of(Class::Line)).ln_1p(),
+            log(of(Class::Question)),
+            log(of(Class::Backtick)),
+            log(of(Class::Brace)),
+            log(of(Class::Operator)),
+            log(of(Class::Backslash)),
+            log(of(Class::Dollar)),
+            log(of(Class::Comma)),
+            log(of(Class::Quote)),
+            share(of(Class::Operator) + of(Class::Backslash), self.bytes),
+            log(of(Class::Stop)),
+            log(of(Class::Parenthesis)),
+            log(of(Class::Underscore)),
+            if self.options > 0 { share(self.since_option, self.options).ln_1p() } else { 0.0 },
         ]
     }
+}
+
+/// The texts behind the hashes of a conversation, for explanations: slow, and by the same rules.
+pub(crate) fn names(messages: &[&str]) -> BTreeMap<u32, String> {
+    let mut names = BTreeMap::new();
+    for message in messages {
+        let words: Vec<(String, u64)> = words(message.as_bytes());
+        names.extend(words.iter().map(|(text, hash)| (fold(*hash), text.clone())));
+        let pair = |pair: &[(String, u64)]| {
+            (fold(pair[0].1.rotate_left(17) ^ pair[1].1), format!("{} {}", pair[0].0, pair[1].0))
+        };
+        names.extend(words.windows(2).map(pair));
+    }
+    names
+}
+
+fn words(bytes: &[u8]) -> Vec<(String, u64)> {
+    let mut words = Vec::new();
+    let mut at = 0;
+    while at < bytes.len() {
+        let class = CLASS[usize::from(bytes[at])];
+        let is_letter = |byte: &&u8| {
+            matches!(CLASS[usize::from(**byte)], Class::Lower | Class::Upper | Class::Digit | Class::Beyond)
+        };
+        let length = match class {
+            Class::Unspaced => 3.min(bytes.len() - at),
+            _ => bytes[at..].iter().take_while(is_letter).count().max(1),
+        };
+        let word = &bytes[at..at + length];
+        let lower = |byte: u8| if is_letter(&&bytes[at]) { byte | 0x20 } else { byte };
+        let hash = word.iter().fold(START, |hash, byte| fnv(hash, lower(*byte)));
+        if !matches!(class, Class::Control | Class::Line) {
+            words.push((String::from_utf8_lossy(word).to_lowercase(), hash));
+        }
+        at += length;
+    }
+    words
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn words_and_pairs_are_counted_whatever_their_case() {
-        let (mut upper, mut lower) = (Scratch::default(), Scratch::default());
-        read("Solve x + 1 = 2, solve it", &mut upper);
-        read("solve X + 1 = 2, SOLVE IT", &mut lower);
-        assert_eq!(upper.terms, lower.terms);
-        // "solve" occurs twice: 1 + ln 2.
-        assert!(upper.terms.iter().any(|(_, weight)| (weight - 1.693_147_2).abs() < 1e-6));
+    fn terms(messages: &[&str]) -> Vec<(u32, u32)> {
+        let mut scratch = Scratch::default();
+        read(messages, &mut scratch);
+        scratch.terms
     }
 
     #[test]
-    fn long_prompts_are_read_at_both_ends() {
-        let mut scratch = Scratch::default();
-        read(&"word ".repeat(100_000), &mut scratch);
-        let short = scratch.terms.len();
-        read(&format!("{} end", "word ".repeat(100_000)), &mut scratch);
-        assert!(scratch.terms.len() > short);
+    fn words_and_pairs_are_counted_whatever_their_case() {
+        assert_eq!(terms(&["Solve x + 1 = 2, solve it"]), terms(&["solve X + 1 = 2, SOLVE IT"]));
+        assert!(terms(&["solve x, solve it"]).iter().any(|(_, times)| *times == 2));
+    }
+
+    #[test]
+    fn a_conversation_is_read_whole_up_to_a_limit() {
+        let [one, two] = [terms(&["first question"]), terms(&["first question", "an answer", "second"])];
+        assert!(one.iter().all(|term| two.contains(term)) && two.len() > one.len());
+        let long = "word ".repeat(100_000);
+        assert!(terms(&[&long]).len() <= 6, "one word, cut at both ends, and pairs");
+        for messages in [["start", &long, "end"], ["start ", &long, "end"]] {
+            let read = terms(&messages);
+            assert!(terms(&["start"]).iter().chain(&terms(&["end"])).all(|term| read.contains(term)));
+        }
+    }
+
+    #[test]
+    fn scripts_without_blanks_are_read_by_character() {
+        assert!(terms(&["東京の天気"]).len() == 5 + 4, "five characters, four pairs");
+        assert_eq!(terms(&["Éclair"]), terms(&["éclair"]));
     }
 
     #[test]
     fn any_text_is_read() {
         let mut scratch = Scratch::default();
-        for text in ["", "\0\0", "é", "\u{1F600}\u{1F600}", &"?".repeat(20_000)] {
-            read(text, &mut scratch);
+        for text in ["", "\0\0", "é", "\u{1F600}\u{1F600}", &"?".repeat(20_000), &"東".repeat(5_000)] {
+            read(&[text, text], &mut scratch);
             assert!(scratch.surface.iter().all(|value| value.is_finite()));
         }
+        read(&[], &mut scratch);
+        assert!(scratch.terms.is_empty());
+    }
+
+    #[test]
+    fn options_are_seen() {
+        let mut scratch = Scratch::default();
+        read(&["Which?\nA. one\nB. two\nC) three"], &mut scratch);
+        assert_eq!(scratch.surface[9], 3.0_f32.ln_1p());
     }
 }

@@ -116,16 +116,14 @@ pub(crate) fn platt(scores: &[f64], targets: &[f32]) -> (f64, f64) {
         }
     }
     // A scorer that ranks the wrong way round is worth nothing: fall back to the mean.
-    if a > 0.0 && a.is_finite() && b.is_finite() { (a, b) } else { (0.0, logit(mean(targets))) }
+    if a > 0.0 && a.is_finite() && b.is_finite() { (a, b) } else { (0.0, logit_of_mean(targets)) }
 }
 
-fn mean(targets: &[f32]) -> f64 {
+/// The log odds of the mean of `targets`, kept finite by half a target of ½ either way.
+pub(crate) fn logit_of_mean(targets: &[f32]) -> f64 {
     let sum: f64 = targets.iter().map(|target| f64::from(*target)).sum();
-    (sum + 0.5) / (targets.len() as f64 + 1.0)
-}
-
-fn logit(p: f64) -> f64 {
-    (p / (1.0 - p)).ln()
+    let mean = (sum + 0.5) / (targets.len() as f64 + 1.0);
+    (mean / (1.0 - mean)).ln()
 }
 
 #[cfg(test)]

@@ -71,6 +71,35 @@ fn penalty_for(queries: &ScoredQueries, used: &[usize], lambda: &[f32], model: u
     f32::midpoint(advantages[count - 1], advantages[count])
 }
 
+/// Steps of a path.
+const PATH_STEPS: usize = 100;
+
+/// Policies from "everything to `best`" to "everything to the cheapest", each cheaper than the one before: for two models
+/// in steps of one per cent of the load, for more along `λ_m = t·cost_m` with t growing. Chosen by predictions alone.
+///
+/// # Panics
+/// If `costs` is not one per model, or there is no query.
+pub fn path(queries: &ScoredQueries, best: usize, costs: &[f64]) -> Vec<RoutingPolicy> {
+    let models = queries.models.len();
+    assert_eq!(costs.len(), models, "one cost per model");
+    if models == 2 {
+        let share = |step: usize| step as f64 / PATH_STEPS as f64;
+        let fractions =
+            |step| [0, 1].map(|model| if model == best { 1.0 - share(step) } else { share(step) });
+        return (0..=PATH_STEPS).map(|step| policy_for_fractions(queries, &fractions(step))).collect();
+    }
+    let constant = |model: usize| RoutingPolicy::Constant { model: queries.models[model].clone() };
+    let dearest = costs.iter().copied().fold(f64::MIN_POSITIVE, f64::max);
+    let priced = (0..PATH_STEPS).map(|step| {
+        let price = 1e-3 * 1e4_f64.powf(step as f64 / (PATH_STEPS - 1) as f64) / dearest;
+        let penalty =
+            |(model, cost): (&String, &f64)| ModelPenalty { model: model.clone(), lambda: price * cost };
+        RoutingPolicy::Utility { penalties: queries.models.iter().zip(costs).map(penalty).collect() }
+    });
+    let cheapest = (0..models).min_by(|a, b| costs[*a].total_cmp(&costs[*b])).unwrap_or(best);
+    [constant(best)].into_iter().chain(priced).chain([constant(cheapest)]).collect()
+}
+
 /// Which model answers each query.
 pub fn assign(decider: &Decider, queries: &ScoredQueries) -> Vec<usize> {
     (0..queries.len()).map(|query| decider.decide(queries.predicted(query)).model).collect()

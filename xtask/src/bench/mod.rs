@@ -19,6 +19,7 @@ mod picture;
 mod planner;
 mod planner_blackbox;
 mod problems;
+mod router;
 mod sim;
 
 /// Rounds of each short measurement.
@@ -49,6 +50,12 @@ pub(crate) fn run(arguments: &[&str]) -> ExitCode {
                 return ExitCode::FAILURE;
             }
         }
+        ["router", ..] => {
+            if let Err(message) = router::run(small, &mut report) {
+                eprintln!("{message}");
+                return ExitCode::FAILURE;
+            }
+        }
         ["sim", ..] => sim::run(small, &mut report),
         ["perf" | "small"] | [] | ["perf", "small"] => {
             report.speed("step times per second", steps_per_second(), 500_000.0);
@@ -63,11 +70,15 @@ pub(crate) fn run(arguments: &[&str]) -> ExitCode {
                     return ExitCode::FAILURE;
                 }
                 report.kept &= mobo::run(small);
+                if let Err(message) = router::run(small, &mut report) {
+                    eprintln!("{message}");
+                    return ExitCode::FAILURE;
+                }
             }
         }
         _ => {
             eprintln!(
-                "usage: cargo xtask bench [perf | sim | mobo | planner] [small], or (mobo | planner) pictures FOLDER"
+                "usage: cargo xtask bench [perf | sim | mobo | planner | router] [small], or (mobo | planner) pictures FOLDER"
             );
             return ExitCode::from(2);
         }
@@ -101,12 +112,42 @@ impl Report {
         self.at_most(name, value, if self.shared_machine { 6.0 * bar } else { bar });
     }
 
+    /// A bar on microseconds, of which a machine shared with others may take twice as many.
+    pub(crate) fn at_most_us(&mut self, name: &str, value: f64, bar: f64) {
+        self.at_most(name, value, if self.shared_machine { 2.0 * bar } else { bar });
+    }
+
     pub(crate) fn at_most(&mut self, name: &str, value: f64, bar: f64) {
         self.row(name, value, &format!("≤ {bar}"), value <= bar);
     }
 
     pub(crate) fn between(&mut self, name: &str, value: f64, low: f64, high: f64) {
         self.row(name, value, &format!("{low}–{high}"), (low..=high).contains(&value));
+    }
+
+    /// A line of its own.
+    pub(crate) fn note(&mut self, text: &str) {
+        self.rows.push(text.to_owned());
+    }
+
+    /// A bar on an estimate from a sample: (value, low, high) of its 95 % interval. A miss within it is said, but kept.
+    pub(crate) fn sampled_at_least(&mut self, name: &str, (value, low, high): (f64, f64, f64), bar: f64) {
+        self.sampled(name, [value, low, high], &format!("≥ {bar}"), value >= bar, high >= bar);
+    }
+
+    /// The same for an upper bar.
+    pub(crate) fn sampled_at_most(&mut self, name: &str, (value, low, high): (f64, f64, f64), bar: f64) {
+        self.sampled(name, [value, low, high], &format!("≤ {bar}"), value <= bar, low <= bar);
+    }
+
+    fn sampled(&mut self, name: &str, [value, low, high]: [f64; 3], bar: &str, met: bool, may: bool) {
+        self.kept &= met || may;
+        let verdict = match (met, may) {
+            (true, _) => "met",
+            (false, true) => "missed within its interval",
+            (false, false) => "NOT MET",
+        };
+        self.rows.push(format!("{name:<58} {value:>7.3} [{low:.3}, {high:.3}]  {bar:<8} {verdict}"));
     }
 
     fn row(&mut self, name: &str, value: f64, bar: &str, met: bool) {

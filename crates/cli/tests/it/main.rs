@@ -5,6 +5,7 @@ mod compare;
 mod disaggregate;
 mod explain;
 mod optimize;
+mod router;
 mod serve;
 
 use std::fs;

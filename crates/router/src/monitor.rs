@@ -1,0 +1,333 @@
+//! Watches whether what a certificate was made on is still what comes in. Pure: the caller holds it and feeds it. Two tests:
+//!
+//! - **Without labels** ([`Monitor::observe`]): the largest distance between the distribution of a window of values and that
+//!   of the calibration queries (Kolmogorov, Smirnov), for the score of each model and for the novelty, in windows of 25,
+//!   50, 200 and 2,000 queries. Each test has its share of the false alarms that are allowed over [`HORIZON`] queries.
+//! - **With feedback** ([`Monitor::feedback`]): per group of tasks and model, bets that the mean score is below what the
+//!   calibration queries vouch for, b. The capital `Π(1 + λ(b − x_t))` is expected not to grow while the mean is at least b,
+//!   so that it ever reaches 1/α with probability at most α, however long it runs (Ville's inequality; Waudby-Smith,
+//!   Ramdas, JRSS B 86, 2024). It is divided among drops of several sizes, λ = drop/(b(1 − b)), and among several times at
+//!   which the drop may begin; the capitals of all groups and models are averaged, so that α is for all of them together.
+//!
+//! Both speak of queries that come independently of each other. An alarm voids the certificate: route to the safe end,
+//! raise a metric, plan again.
+
+use serde::{Deserialize, Serialize};
+
+use crate::certify::lower_bound;
+use crate::queries::ScoredQueries;
+
+/// Queries over which false alarms of the label-free test are counted.
+pub const HORIZON: f64 = 100_000.0;
+/// Queries compared at a time.
+const WINDOWS: [usize; 4] = [25, 50, 200, 2000];
+/// Quantiles kept of a reference distribution.
+const POINTS: usize = 257;
+/// Drops bet on, and shares of the capital.
+const DROPS: [(f64, f64); 3] = [(0.02, 0.15), (0.05, 0.7), (0.15, 0.15)];
+/// A drop may begin at every so many answers.
+const STARTS: u32 = 500;
+/// Capital that can no longer matter.
+const NOTHING: f64 = 1e-9;
+
+/// What the calibration queries looked like; part of a certificate.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reference {
+    /// Model ids.
+    pub models: Vec<String>,
+    /// Calibration queries.
+    pub queries: usize,
+    /// Per model, then for the novelty: equally spaced quantiles, ascending.
+    pub quantiles: Vec<Vec<f32>>,
+    /// Groups of tasks; the first is "all", for whatever belongs to no other.
+    pub groups: Vec<Group>,
+}
+
+/// A group of tasks.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Group {
+    /// Its name.
+    pub name: String,
+    /// Per model: lower bound of the mean score.
+    pub at_least: Vec<f64>,
+}
+
+impl Reference {
+    /// Of scored calibration queries with the novelty of each. `group_of` gives a query's place in `groups`, if any. Each
+    /// mean is vouched for at level `delta`.
+    pub fn of(
+        queries: &ScoredQueries,
+        novelty: &[f32],
+        groups: &[String],
+        group_of: impl Fn(usize) -> Option<usize>,
+        delta: f64,
+    ) -> Self {
+        let models = queries.models.len();
+        let quantiles = |mut values: Vec<f32>| -> Vec<f32> {
+            values.sort_unstable_by(f32::total_cmp);
+            let last = values.len().saturating_sub(1);
+            (0..POINTS).filter_map(|point| values.get(point * last / (POINTS - 1)).copied()).collect()
+        };
+        let column = |model: usize| (0..queries.len()).map(|query| queries.predicted(query)[model]).collect();
+        let group = |name: &str, belongs: &dyn Fn(usize) -> bool| Group {
+            name: name.into(),
+            at_least: (0..models)
+                .map(|model| {
+                    let own = (0..queries.len()).filter(|query| belongs(*query));
+                    lower_bound(&own.map(|query| queries.actual(query, model)).collect::<Vec<_>>(), delta)
+                })
+                .collect(),
+        };
+        let named =
+            groups.iter().enumerate().map(|(at, name)| group(name, &|query| group_of(query) == Some(at)));
+        Self {
+            models: queries.models.clone(),
+            queries: queries.len(),
+            quantiles: (0..models).map(column).chain([novelty.to_vec()]).map(quantiles).collect(),
+            groups: std::iter::once(group("all", &|_| true)).chain(named).collect(),
+        }
+    }
+}
+
+/// What was noticed.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "alarm")]
+pub enum Alarm {
+    /// Queries are no longer those of the calibration.
+    Drift {
+        /// `novelty`, or the model whose predicted scores have moved.
+        of: String,
+        /// Largest difference of the two distributions.
+        distance: f64,
+        /// What chance explains.
+        limit: f64,
+        /// Queries in the window.
+        window: usize,
+    },
+    /// Answers are worse than those of the calibration.
+    Drop {
+        /// Group of tasks.
+        group: String,
+        /// Model.
+        model: String,
+        /// Answers with feedback there.
+        answers: u32,
+        /// Their mean score.
+        mean: f64,
+        /// What the calibration vouches for.
+        at_least: f64,
+    },
+}
+
+/// Watches one certificate. The first alarm is kept; nothing lifts it but a new certificate.
+#[derive(Debug, Clone)]
+pub struct Monitor {
+    reference: Reference,
+    alpha: f64,
+    windows: [Vec<Vec<f32>>; WINDOWS.len()],
+    streams: Vec<Stream>,
+    alarm: Option<Alarm>,
+}
+
+impl Monitor {
+    /// With a chance of a false alarm of at most `alpha` for feedback, ever, and of `alpha` for drift within [`HORIZON`]
+    /// queries.
+    pub fn new(reference: Reference, alpha: f64) -> Self {
+        let values = || WINDOWS.map(|window| vec![Vec::with_capacity(window); reference.quantiles.len()]);
+        let streams = reference
+            .groups
+            .iter()
+            .flat_map(|group| group.at_least.iter().map(|at_least| Stream::new(*at_least)))
+            .collect();
+        Self { windows: values(), streams, reference, alpha, alarm: None }
+    }
+
+    /// A query came: its scores, in the order of the certificate's models, and its novelty. Returns a new alarm.
+    pub fn observe(&mut self, scores: &[f32], novelty: f32) -> Option<Alarm> {
+        let tests = self.windows.iter().map(Vec::len).sum::<usize>() as f64;
+        for (at, window) in self.windows.iter_mut().enumerate() {
+            for (values, value) in window.iter_mut().zip(scores.iter().copied().chain([novelty])) {
+                values.push(value);
+            }
+            if window.iter().any(|values| values.len() < WINDOWS[at]) {
+                continue;
+            }
+            let level = self.alpha * WINDOWS[at] as f64 / HORIZON / tests;
+            let limit = smirnov_limit(WINDOWS[at], self.reference.queries, level) + 1.0 / (POINTS - 1) as f64;
+            for (channel, (values, quantiles)) in window.iter_mut().zip(&self.reference.quantiles).enumerate()
+            {
+                let distance = distance(values, quantiles);
+                values.clear();
+                if distance > limit && self.alarm.is_none() {
+                    let of = self.reference.models.get(channel).map_or("novelty", String::as_str).to_owned();
+                    self.alarm = Some(Alarm::Drift { of, distance, limit, window: WINDOWS[at] });
+                    return self.alarm.clone();
+                }
+            }
+        }
+        None
+    }
+
+    /// An answer was judged: the task of the query, the model (index) that answered, the score in [0, 1]; others are
+    /// ignored. Returns a new alarm.
+    pub fn feedback(&mut self, task: &str, model: usize, score: f64) -> Option<Alarm> {
+        let models = self.reference.models.len();
+        if model >= models || !(0.0..=1.0).contains(&score) {
+            return None;
+        }
+        let group = self.reference.groups.iter().skip(1).position(|group| belongs(task, &group.name));
+        let group = group.map_or(0, |at| at + 1);
+        let at = group * models + model;
+        self.streams[at].see(score);
+        let capital =
+            self.streams.iter().map(|stream| stream.capital).sum::<f64>() / self.streams.len() as f64;
+        if capital < 1.0 / self.alpha || self.alarm.is_some() {
+            return None;
+        }
+        let richest = |a: &usize, b: &usize| self.streams[*a].capital.total_cmp(&self.streams[*b].capital);
+        let worst = (0..self.streams.len()).max_by(richest)?;
+        let stream = &self.streams[worst];
+        self.alarm = Some(Alarm::Drop {
+            group: self.reference.groups[worst / models].name.clone(),
+            model: self.reference.models[worst % models].clone(),
+            answers: stream.answers,
+            mean: stream.sum / f64::from(stream.answers),
+            at_least: stream.at_least,
+        });
+        self.alarm.clone()
+    }
+
+    /// What voided the certificate, if anything did.
+    pub fn alarm(&self) -> Option<&Alarm> {
+        self.alarm.as_ref()
+    }
+}
+
+/// Whether `task` is in the group `name`: the same, or below it (`mmlu/law` in `mmlu`).
+pub fn belongs(task: &str, name: &str) -> bool {
+    task.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// The distance that two samples of one distribution exceed with probability at most about `level`:
+/// `√(ln(2/level)/2 · (n + m)/(n·m))`, the leading term of Smirnov's distribution.
+fn smirnov_limit(n: usize, m: usize, level: f64) -> f64 {
+    let (n, m) = (n as f64, (m as f64).max(1.0));
+    ((2.0 / level).ln() / 2.0 * (n + m) / (n * m)).sqrt()
+}
+
+/// Largest difference between the distribution of `values` and the one with these equally spaced quantiles.
+fn distance(values: &mut [f32], quantiles: &[f32]) -> f64 {
+    values.sort_unstable_by(f32::total_cmp);
+    let share = |below: usize, of: usize| below as f64 / of.max(1) as f64;
+    let at = |point: f32| {
+        let own = share(values.partition_point(|value| *value <= point), values.len());
+        (own - share(quantiles.partition_point(|value| *value <= point), quantiles.len())).abs()
+    };
+    quantiles.iter().chain(&*values).map(|point| at(*point)).fold(0.0, f64::max)
+}
+
+/// The bets on one group and model.
+#[derive(Debug, Clone)]
+struct Stream {
+    at_least: f64,
+    answers: u32,
+    sum: f64,
+    /// Capital that has started, by bet: (λ, capital).
+    bets: Vec<(f64, f64)>,
+    /// Capital in all, with what has not started.
+    capital: f64,
+}
+
+impl Stream {
+    fn new(at_least: f64) -> Self {
+        Self { at_least, answers: 0, sum: 0.0, bets: Vec::new(), capital: 1.0 }
+    }
+
+    fn see(&mut self, score: f64) {
+        let start = self.answers / STARTS + 1;
+        if self.answers.is_multiple_of(STARTS) {
+            // Start j has 1/(j(j + 1)) of the capital: together 1.
+            let share = 1.0 / (f64::from(start) * f64::from(start + 1));
+            let spread = (self.at_least * (1.0 - self.at_least)).max(0.01);
+            self.bets.extend(DROPS.map(|(drop, part)| {
+                // Never more than half of the capital is lost at once.
+                ((drop / spread).min(0.5 / (1.0 - self.at_least).max(1e-9)), part * share)
+            }));
+        }
+        self.answers += 1;
+        self.sum += score;
+        for (bet, capital) in &mut self.bets {
+            *capital *= 1.0 + *bet * (self.at_least - score);
+        }
+        self.bets.retain(|(_, capital)| *capital > NOTHING);
+        let started: f64 = self.bets.iter().map(|(_, capital)| capital).sum();
+        self.capital = started + 1.0 / f64::from(start + 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::{RngExt, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
+    use super::*;
+
+    /// 500 calibration queries with uniform predictions, right with that chance.
+    fn reference() -> Reference {
+        let mut rng = ChaCha8Rng::seed_from_u64(3);
+        let mut queries = ScoredQueries::new(vec!["m".into()]);
+        let mut novelty = Vec::new();
+        for query in 0..500 {
+            let score: f32 = rng.random();
+            queries.predicted.push(score);
+            queries.actual.push(f32::from(u8::from(rng.random::<f32>() < score)));
+            queries.output_tokens.push(0);
+            queries.prompt_tokens.push(1);
+            novelty.push((query % 10) as f32 / 20.0);
+        }
+        let groups = ["maths".to_owned()];
+        Reference::of(&queries, &novelty, &groups, |query| (query % 2 == 0).then_some(0), 0.05)
+    }
+
+    #[test]
+    fn other_queries_are_noticed_and_the_same_are_not() {
+        let mut rng = ChaCha8Rng::seed_from_u64(4);
+        let mut monitor = Monitor::new(reference(), 0.05);
+        for query in 0..20_000 {
+            let alarm = monitor.observe(&[rng.random()], (query % 10) as f32 / 20.0);
+            assert_eq!(alarm, None, "query {query}");
+        }
+        let noticed = (0..400).find_map(|_| monitor.observe(&[rng.random::<f32>() * 0.5], 0.2));
+        assert!(matches!(noticed, Some(Alarm::Drift { .. })), "{noticed:?}");
+        assert!(monitor.alarm().is_some());
+        assert_eq!(monitor.observe(&[0.0], 0.0), None, "an alarm is raised once");
+    }
+
+    #[test]
+    fn worse_answers_are_noticed_in_their_group() {
+        let mut monitor = Monitor::new(reference(), 0.05);
+        let at_least = monitor.reference.groups[1].at_least[0];
+        let mut rng = ChaCha8Rng::seed_from_u64(5);
+        let mut answer = |monitor: &mut Monitor, task: &str, mean: f64| {
+            let score = f64::from(u8::from(rng.random::<f64>() < mean));
+            monitor.feedback(task, 0, score)
+        };
+        for _ in 0..3000 {
+            assert_eq!(answer(&mut monitor, "maths/algebra", at_least), None);
+            assert_eq!(answer(&mut monitor, "poems", 0.55), None);
+        }
+        let alarm = (0..3000).find_map(|_| answer(&mut monitor, "maths/algebra", at_least - 0.15));
+        assert!(matches!(alarm, Some(Alarm::Drop { group, .. }) if group == "maths"));
+    }
+
+    #[test]
+    fn nonsense_is_ignored() {
+        let mut monitor = Monitor::new(reference(), 0.05);
+        for (model, score) in [(7, 0.0), (0, f64::NAN), (0, -1.0)] {
+            assert_eq!(monitor.feedback("maths", model, score), None);
+        }
+        assert!(belongs("mmlu/law", "mmlu") && belongs("mmlu", "mmlu") && !belongs("mmlu_pro/law", "mmlu"));
+    }
+}

@@ -1,0 +1,272 @@
+//! Predicts, from the text of a conversation alone, the score each model would get on its next answer, and that answer's
+//! length.
+//!
+//! Hashed words and word pairs (sub-linear term frequency × inverse document frequency, unit length) and standardised
+//! surface features feed one logistic head per model; small trees on the heads and the surface correct what is not linear;
+//! Platt calibration on predictions for queries that were not trained on makes the scores probabilities. Routing on the
+//! *difference* of two models' scores is what matters (RouteLLM's data: area under the recovered-gap curve 0.68, against
+//! 0.58 for routing on the small model's score alone).
+//!
+//! A conversation with many words that training has not seen is *novel*: its scores shrink towards the models' means, and
+//! past a limit the best single model gets the score 1 and the others 0, so that it answers under every policy that has it.
+
+mod file;
+mod train;
+
+use boute_spec::workload::Query;
+use serde::{Deserialize, Serialize};
+
+pub use train::TooFewRows;
+
+use crate::features::{SURFACE, SURFACE_NAMES, Scratch, read};
+use crate::lengths::{QUANTILES, Spread};
+use crate::logistic::sigmoid;
+use crate::queries::ScoredQueries;
+use crate::trees::Trees;
+use crate::vocabulary::Vocabulary;
+
+/// Where a scorer comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Provenance {
+    /// SHA-256 of the quality data.
+    pub data_sha256: String,
+    /// Queries trained on.
+    pub train_queries: usize,
+    /// Seed.
+    pub seed: u64,
+}
+
+/// A trained scorer for some models.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Scorer {
+    models: Vec<String>,
+    provenance: Provenance,
+    mean_output_tokens: Vec<f64>,
+    vocabulary: Vocabulary,
+    /// A row per known word, surface feature and for the bias: inverse document frequency (1 for the others), a weight
+    /// per model, and a weight per model for the length where known.
+    weights: Vec<f32>,
+    surface_mean: [f32; SURFACE],
+    surface_scale: [f32; SURFACE],
+    /// Per model (a, b): log odds = a·sum + b, before the trees.
+    linear: Vec<(f64, f64)>,
+    trees: Trees,
+    /// Per model (a, b): log odds = a·odds + b, after the trees.
+    calibration: Vec<(f64, f64)>,
+    /// Per model: log odds of its mean score.
+    prior: Vec<f32>,
+    /// The model with the best mean score.
+    best: usize,
+    /// Novelty from which scores shrink, and at which nothing is left of them.
+    novelty: (f32, f32),
+    /// Per model; empty if no length is recorded.
+    lengths: Vec<Option<Spread>>,
+}
+
+/// Standardised surface features beyond this many spreads are cut.
+const FURTHEST: f32 = 4.0;
+
+impl Scorer {
+    /// Floats per row of the weights.
+    fn stride(&self) -> usize {
+        1 + self.models.len() + self.lengths.len()
+    }
+
+    /// The standardised surface feature.
+    fn standard(&self, surface: &[f32; SURFACE], at: usize) -> f32 {
+        let far = FURTHEST * train::SURFACE_WEIGHT;
+        ((surface[at] - self.surface_mean[at]) * self.surface_scale[at]).clamp(-far, far)
+    }
+
+    /// Runs the linear heads on what `scratch` has read, and measures its novelty.
+    fn sum(&self, scratch: &mut Scratch) {
+        let stride = self.stride();
+        let sums = &mut scratch.sums;
+        sums.clear();
+        sums.resize(stride - 1, 0.0);
+        let (mut squares, mut seen, mut unseen) = (0.0, 0.0, 0.0);
+        for &(hash, times) in &scratch.terms {
+            let frequency = 1.0 + if times == 1 { 0.0 } else { (times as f32).ln() };
+            let Some(row) = self.vocabulary.row(hash) else {
+                unseen += frequency;
+                continue;
+            };
+            let (idf, weights) = self.weights[row * stride..(row + 1) * stride].split_at(1);
+            let value = frequency * idf[0];
+            seen += value;
+            squares += value * value;
+            for (sum, weight) in sums.iter_mut().zip(weights) {
+                *sum += weight * value;
+            }
+        }
+        let scale = 1.0 / squares.sqrt().max(1e-6);
+        for sum in sums.iter_mut() {
+            *sum *= scale;
+        }
+        let unseen = unseen * self.vocabulary.idf_unknown();
+        scratch.novelty = unseen / (seen + unseen).max(1e-6);
+        let rows = self.weights[self.vocabulary.len() * stride..].chunks_exact(stride);
+        for (at, row) in rows.enumerate() {
+            let value = if at < SURFACE { self.standard(&scratch.surface, at) } else { 1.0 };
+            for (sum, weight) in scratch.sums.iter_mut().zip(&row[1..]) {
+                *sum += weight * value;
+            }
+        }
+    }
+
+    /// The score each model is expected to get on a conversation of one message, in the order of [`Self::models`].
+    ///
+    /// # Panics
+    /// If `out` is not as long as [`Self::models`].
+    pub fn score(&self, prompt: &str, scratch: &mut Scratch, out: &mut [f32]) {
+        self.score_conversation(&[prompt], scratch, out);
+    }
+
+    /// The score each model is expected to get with its next answer to a conversation, given by its messages in order.
+    /// Allocates nothing once `scratch` has grown. Afterwards [`Scratch::novelty`] and [`Self::answer_tokens`] speak of
+    /// this conversation.
+    ///
+    /// # Panics
+    /// If `out` is not as long as [`Self::models`].
+    pub fn score_conversation(&self, messages: &[&str], scratch: &mut Scratch, out: &mut [f32]) {
+        self.odds(messages, scratch, out);
+        let (start, end) = self.novelty;
+        if scratch.novelty >= end {
+            out.fill(0.0);
+            out[self.best] = 1.0;
+            return;
+        }
+        let trust = 1.0 - (scratch.novelty - start).max(0.0) / (end - start);
+        for (odds, prior) in out.iter_mut().zip(&self.prior) {
+            *odds = sigmoid(f64::from(prior + trust * (*odds - prior))) as f32;
+        }
+    }
+
+    /// Calibrated log odds, before novelty is looked at.
+    fn odds(&self, messages: &[&str], scratch: &mut Scratch, out: &mut [f32]) {
+        assert_eq!(out.len(), self.models.len(), "one score per model");
+        read(messages, scratch);
+        self.sum(scratch);
+        for ((out, sum), (a, b)) in out.iter_mut().zip(&scratch.sums).zip(&self.linear) {
+            *out = (a * f64::from(*sum) + b) as f32;
+        }
+        scratch.inputs.clear();
+        scratch.inputs.extend_from_slice(&scratch.surface);
+        scratch.inputs.push(scratch.novelty);
+        scratch.inputs.extend_from_slice(out);
+        self.trees.add(&scratch.inputs, out);
+        for (out, (a, b)) in out.iter_mut().zip(&self.calibration) {
+            *out = (a * f64::from(*out) + b) as f32;
+        }
+    }
+
+    /// Quantiles of the tokens that `model` (index) would answer the conversation last scored with `scratch`, at
+    /// [`QUANTILES`]; `None` if training knew no lengths of that model.
+    pub fn answer_tokens(&self, scratch: &Scratch, model: usize) -> Option<[f32; QUANTILES.len()]> {
+        let spread = self.lengths.get(model)?.as_ref()?;
+        Some(spread.tokens(*scratch.sums.get(self.models.len() + model)?))
+    }
+
+    /// The models, in the order of the scores.
+    pub fn models(&self) -> &[String] {
+        &self.models
+    }
+
+    /// The model with the best mean score on the training queries: the safe end.
+    pub fn best_single(&self) -> usize {
+        self.best
+    }
+
+    /// Novelty from which scores shrink towards the means, and from which the best single model answers.
+    pub fn novelty_limits(&self) -> (f32, f32) {
+        self.novelty
+    }
+
+    /// Mean answer length per model on the training queries; 0 where not recorded.
+    pub fn mean_output_tokens(&self) -> &[f64] {
+        &self.mean_output_tokens
+    }
+
+    /// Where it comes from.
+    pub fn provenance(&self) -> &Provenance {
+        &self.provenance
+    }
+
+    /// Columns of what the linear heads see.
+    pub(crate) fn columns(&self) -> usize {
+        self.vocabulary.len() + SURFACE + 1
+    }
+
+    /// What the linear heads see in a conversation, by column: words have length 1 together, then come the standardised
+    /// surface features and a 1. The raw material of other routers, as for explanations.
+    pub(crate) fn row(&self, messages: &[&str], scratch: &mut Scratch) -> Vec<(u32, f32)> {
+        read(messages, scratch);
+        self.row_read(scratch)
+    }
+
+    fn row_read(&self, scratch: &Scratch) -> Vec<(u32, f32)> {
+        let known = scratch.terms.iter().filter_map(|&(hash, times)| {
+            let row = self.vocabulary.row(hash)?;
+            Some((row as u32, (1.0 + (times as f32).ln()) * self.vocabulary.idf(row)))
+        });
+        let mut row: Vec<(u32, f32)> = known.collect();
+        let scale = 1.0 / row.iter().map(|(_, x)| x * x).sum::<f32>().sqrt().max(1e-6);
+        for (_, x) in &mut row {
+            *x *= scale;
+        }
+        let first = self.vocabulary.len() as u32;
+        let surface = (0..SURFACE).map(|at| (first + at as u32, self.standard(&scratch.surface, at)));
+        row.extend(surface.chain([(first + SURFACE as u32, 1.0)]));
+        row
+    }
+
+    /// Scores `queries`, whose own scores and lengths are in the order of `models`; the result is in that order too.
+    ///
+    /// # Panics
+    /// If a model of `models` is not among [`Self::models`].
+    pub fn score_queries<'a>(
+        &self,
+        models: &[String],
+        queries: impl Iterator<Item = &'a Query>,
+    ) -> ScoredQueries {
+        let position = |model: &String| self.models.iter().position(|known| known == model);
+        let order: Vec<usize> = models
+            .iter()
+            .map(|model| position(model).expect("the caller has checked that the router knows it"))
+            .collect();
+        let mut scratch = Scratch::default();
+        let mut scores = vec![0.0; self.models.len()];
+        let mut scored = ScoredQueries::new(models.to_vec());
+        for query in queries {
+            self.score(&query.prompt, &mut scratch, &mut scores);
+            scored.push(query, order.iter().map(|at| scores[*at]));
+        }
+        scored
+    }
+
+    /// What speaks for `model` rather than `other` (indices) in a conversation: words, pairs and properties of its surface
+    /// with their part in the difference of log odds, the largest first.
+    pub fn reasons(&self, messages: &[&str], model: usize, other: usize) -> Vec<(String, f32)> {
+        let mut scratch = Scratch::default();
+        let row = self.row(messages, &mut scratch);
+        let names = crate::features::names(messages);
+        let stride = self.stride();
+        let mut reasons: Vec<(String, f32)> = row
+            .iter()
+            .map(|&(column, value)| {
+                let weights = &self.weights[column as usize * stride + 1..];
+                let of = |model: usize| self.linear[model].0 as f32 * weights[model] * value;
+                let place = (column as usize).checked_sub(self.vocabulary.len());
+                let name = match place {
+                    None => names.get(&self.vocabulary.hashes[column as usize]).cloned().unwrap_or_default(),
+                    Some(at) if at < SURFACE => SURFACE_NAMES[at].to_owned(),
+                    Some(_) => "all queries alike".to_owned(),
+                };
+                (name, of(model) - of(other))
+            })
+            .collect();
+        reasons.sort_by(|a, b| b.1.abs().total_cmp(&a.1.abs()).then(a.0.cmp(&b.0)));
+        reasons
+    }
+}
