@@ -383,7 +383,7 @@ mod tests {
         ");
         let unknown = "\n{\"timestamp\":0,\"input_length\":1,\"output_length\":1,\"input_size\":1}";
         insta::assert_snapshot!(parse_trace("t", unknown).unwrap_err(), @r#"
-        t:2:62: unknown field `input_size`, expected one of `timestamp`, `input_length`, `output_length`, `hash_ids`, `prompt`, `session_id`
+        t:2:62: unknown field `input_size`, expected one of `timestamp`, `input_length`, `output_length`, `hash_ids`, `prompt`, `session_id`, `decision`
           help: each line is {"timestamp": ms, "input_length": n, "output_length": n, …}
         "#);
     }
