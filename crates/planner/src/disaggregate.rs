@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 
 use boute_mobo::pareto::{dominates, non_dominated};
 use boute_perf::{Batch, Calibration, ReplicaModel, StepTime};
-use boute_spec::slo::Metric;
+use boute_spec::slo::{Metric, SloTarget};
 
 use crate::candidates::{Candidate, Prefill};
 use crate::problem::Problem;
@@ -123,8 +123,8 @@ fn decode_side<'a>(
 
 /// The strictest limit on a metric of a candidate's model; infinite if there is none.
 fn strictest_s(problem: &Problem, candidate: &Candidate, metric: Metric) -> f64 {
-    let applies = |model: &Option<String>| model.as_ref().is_none_or(|id| *id == candidate.config.model.id);
-    let limits = problem.slo.iter().filter(|target| target.metric == metric && applies(&target.model));
+    let concerns = |target: &&SloTarget| target.metric == metric && problem.concerns(target, candidate.model);
+    let limits = problem.slo.iter().filter(concerns);
     limits.map(|target| target.limit_s.get()).fold(f64::INFINITY, f64::min)
 }
 

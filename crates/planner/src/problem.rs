@@ -84,6 +84,11 @@ pub struct Problem {
 }
 
 impl Problem {
+    /// Whether a promise is about the model of this index too.
+    pub(crate) fn concerns(&self, target: &SloTarget, model: usize) -> bool {
+        target.model.as_ref().is_none_or(|id| *id == self.models[model].id)
+    }
+
     /// Ids of the models, in order.
     pub fn model_ids(&self) -> Vec<String> {
         self.models.iter().map(|model| model.id.clone()).collect()

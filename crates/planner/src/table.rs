@@ -438,10 +438,13 @@ fn stream(problem: &Problem, tokens: &Tokens, rate: f64) -> Vec<Arrival> {
 }
 
 fn level(problem: &Problem, model: usize, rate: f64, record: &Record) -> Level {
-    let applies = |target: &SloTarget| target.model.as_ref().is_none_or(|id| *id == problem.models[model].id);
     let over = |factor: f64| {
         let share = |target: &SloTarget| {
-            if applies(target) { record.over(target.metric, target.limit_s.get() * factor) } else { 0.0 }
+            if problem.concerns(target, model) {
+                record.over(target.metric, target.limit_s.get() * factor)
+            } else {
+                0.0
+            }
         };
         problem.slo.iter().map(share).collect()
     };

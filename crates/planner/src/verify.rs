@@ -78,9 +78,7 @@ pub fn simulate_fleet(
 
 /// What `run` reached of `target`, in seconds.
 pub fn reached_s(problem: &Problem, run: &FleetRun, target: &SloTarget) -> f64 {
-    let of = |outcome: &&RequestOutcome| {
-        target.model.as_ref().is_none_or(|id| problem.models[outcome.model as usize].id == *id)
-    };
+    let of = |outcome: &&RequestOutcome| problem.concerns(target, outcome.model as usize);
     let mut values: Vec<f64> = run.requests.iter().filter(of).map(|it| it.metric_s(target.metric)).collect();
     values.sort_unstable_by(f64::total_cmp);
     quantile(&values, target.percentile.share())

@@ -56,9 +56,7 @@ impl Search<'_> {
     pub(super) fn capacities(&self, route: &Route, limits: &Limits) -> Vec<f64> {
         let levels = self.table.levels(&route.stats.fractions);
         let slack = if limits.looser { LOOSER } else { 1.0 };
-        let applies = |model: usize, index: usize| {
-            self.problem.slo[index].model.as_ref().is_none_or(|id| *id == self.problem.models[model].id)
-        };
+        let applies = |model: usize, index: usize| self.problem.concerns(&self.problem.slo[index], model);
         let capacity = |(at, candidate): (usize, &crate::candidates::Candidate)| {
             let mut before = (0.0, 0.0);
             for level in levels[at].iter().filter(|_| limits.allowed[at]).take_while(|level| level.sustained)

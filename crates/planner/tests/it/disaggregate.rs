@@ -1,6 +1,6 @@
 //! Disaggregated replicas: where they win, that they cost nothing where they do not, and that who did not ask has none.
 
-use boute_planner::{Database, GpuOffer, Problem, Question, Strategy, Verdict, explain, plan, resume};
+use boute_planner::{Database, Problem, Question, Strategy, Verdict, explain, plan, resume};
 use boute_spec::catalog::Catalog;
 use boute_spec::plan::{Objective, Plan, PlanDraft};
 use boute_spec::slo::{Metric, Percentile};
@@ -9,7 +9,7 @@ use boute_spec::workload::{Trace, TraceRequest};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::{problem, quiet, slo};
+use super::{offer, problem, quiet, slo};
 
 /// Long prompts, short answers.
 fn documents(seed: u64) -> Trace {
@@ -30,12 +30,6 @@ fn documents(seed: u64) -> Trace {
 /// One model, a tail of TPOT that a prompt in between breaks, and few GPUs of the cheaper type.
 fn tight(disaggregate: bool) -> Problem {
     let catalog = Catalog::builtin();
-    let offer = |gpu: &str, usd_per_gpu_hour, stock| GpuOffer {
-        gpu: catalog.gpu(gpu).unwrap().clone(),
-        usd_per_gpu_hour,
-        stock,
-        available: 1.0,
-    };
     Problem {
         models: vec![catalog.model("llama-3.1-8b").unwrap().clone()],
         offers: vec![offer("L40S", 0.86, Some(4)), offer("H100-SXM", 2.4, Some(32))],

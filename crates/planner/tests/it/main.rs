@@ -67,14 +67,13 @@ fn queries(seed: u64, count: usize) -> ScoredQueries {
     queries
 }
 
+/// A GPU type that is always there.
+fn offer(gpu: &str, usd_per_gpu_hour: f64, stock: Option<u32>) -> GpuOffer {
+    GpuOffer { gpu: Catalog::builtin().gpu(gpu).unwrap().clone(), usd_per_gpu_hour, stock, available: 1.0 }
+}
+
 fn problem(objective: Objective) -> Problem {
     let catalog = Catalog::builtin();
-    let offer = |gpu: &str, usd_per_gpu_hour, stock| GpuOffer {
-        gpu: catalog.gpu(gpu).unwrap().clone(),
-        usd_per_gpu_hour,
-        stock,
-        available: 1.0,
-    };
     Problem {
         models: ["llama-3.1-8b", "llama-3.1-70b"].map(|id| catalog.model(id).unwrap().clone()).into(),
         offers: vec![offer("L40S", 0.9, Some(16)), offer("H100-SXM", 3.0, Some(16))],

@@ -233,7 +233,6 @@ fn replicas(ground: &Ground<'_>, model: usize, fractions: &[f64], late_costs: f6
 /// By how much more of its requests than allowed a column's replica is late.
 fn lateness(problem: &Problem, column: &Column) -> f64 {
     let promises = problem.slo.iter().zip(&column.over);
-    let concerned = promises
-        .filter(|(target, _)| target.model.as_ref().is_none_or(|id| *id == problem.models[column.model].id));
+    let concerned = promises.filter(|(target, _)| problem.concerns(target, column.model));
     concerned.map(|(target, over)| over - (1.0 - target.percentile.share())).reduce(f64::max).unwrap_or(0.0)
 }
