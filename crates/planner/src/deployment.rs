@@ -30,6 +30,8 @@ use crate::table::{Level, Levels};
 const NODES: [u64; 2] = [6_000, 400];
 /// Relative gap at which the search ends, likewise.
 const GAPS: [f64; 2] = [5e-3, 1e-2];
+/// Kinds of replicas up to which the search goes on to the optimum: it takes no time there.
+const FEW: usize = 8;
 /// A column with more than this share of requests over some limit is not worth a variable.
 const WORST_OVER: f64 = 0.5;
 
@@ -215,7 +217,7 @@ pub enum Effort {
     Relaxed,
     /// Within a per cent, for comparisons.
     Sketch,
-    /// Within half a per cent, for the plan.
+    /// Within half a per cent, for the plan; to the optimum where there are few kinds of replicas.
     Proof,
 }
 
@@ -266,7 +268,8 @@ pub fn solve(
     }
     let mut options = SolveOptions::default();
     let depth = usize::from(effort == Effort::Sketch);
-    (options.node_limit, options.mip_gap) = (Some(NODES[depth]), GAPS[depth]);
+    let gap = if programme.counts.len() <= FEW { 0.0 } else { GAPS[depth] };
+    (options.node_limit, options.mip_gap) = (Some(NODES[depth]), gap);
     let solution = match programme.inner.solve_with(options) {
         Ok(outcome) => outcome.into_solution().map_err(|_| NoFleet::NotFound)?,
         Err(microlp::Error::Infeasible) => return Err(NoFleet::Infeasible),
