@@ -3,7 +3,9 @@
 //! - All values 0 or 1: the exact binomial bound (Clopper, Pearson, Biometrika 26, 1934).
 //! - Values in [0, 1]: the betting bound (Waudby-Smith, Ramdas, "Estimating means of bounded random variables by
 //!   betting", JRSS B 86, 2024): if the mean were m, the capital `Π(1 + λ_t(x_t − m))` with bets `λ_t ≥ 0` fixed before `x_t`
-//!   is seen would exceed 1/δ with probability at most δ; so every m at which it does is rejected.
+//!   is seen would exceed 1/δ with probability at most δ; so every m at which it does is rejected. It looks at the values one
+//!   after another, and files are in order (by task, by difficulty): they are shuffled here first, so that no caller's order
+//!   matters.
 //!
 //! A policy is chosen from a path of policies that begins at the safe end: each is tested at level δ, and the walk stops
 //! at the first that fails. The chance that the last one accepted breaks its promise is then at most δ, however long the
@@ -11,6 +13,7 @@
 //! each tested at level δ and must all pass: a policy that breaks one of them passes with probability at most δ, so the
 //! family is controlled without dividing δ (intersection–union test; Berger, Technometrics 24, 1982).
 
+use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
@@ -77,17 +80,18 @@ impl Promise {
         value * (1.0 + self.share) - self.share
     }
 
+    /// In random order.
     fn values(&self, queries: &ScoredQueries, rows: &[usize], assignment: &[usize]) -> Vec<f64> {
-        rows.iter().map(|row| self.value(queries, *row, assignment[*row])).collect()
+        in_random_order(rows.iter().map(|row| self.value(queries, *row, assignment[*row])))
     }
 
-    /// Whether nothing can break it: the reference model answers everything, and some loss is allowed.
+    /// Whether nothing can break it: the reference model answers everything, and no more than it scores is asked for.
     fn is_trivial(&self, rows: &[usize], assignment: &[usize]) -> bool {
         let always = |model: usize| rows.iter().all(|row| assignment[*row] == model);
-        self.share == 1.0 && self.least <= 0.0 && self.reference.is_some_and(always)
+        self.share <= 1.0 && self.least <= 0.0 && self.reference.is_some_and(always)
     }
 
-    /// Whether it holds on what `rows` of `queries` (in random order) were drawn from, with an error of at most `delta`,
+    /// Whether it holds on what `rows` of `queries` were drawn from, with an error of at most `delta`,
     /// if `assignment` says which model answers each query.
     pub fn holds(&self, queries: &ScoredQueries, rows: &[usize], assignment: &[usize], delta: f64) -> bool {
         self.is_trivial(rows, assignment)
@@ -132,13 +136,23 @@ pub struct Certified {
 pub fn lower_bound(values: &[f64], delta: f64) -> f64 {
     match ones(values) {
         Some(ones) => binomial_lower_bound(ones, values.len(), delta),
-        None => bisect(|mean| wealth_exceeds(values, mean, delta)),
+        None => {
+            let values = in_random_order(values.iter().copied());
+            bisect(|mean| wealth_exceeds(&values, mean, delta))
+        }
     }
 }
 
-/// Whether the mean of what `values` (each in [0, 1]) were drawn from is above `least`, with an error of at most `delta`:
-/// whether [`lower_bound`] exceeds `least`, in one pass.
-pub fn mean_exceeds(values: &[f64], least: f64, delta: f64) -> bool {
+/// `values` in an order that nothing in them has to do with.
+fn in_random_order(values: impl Iterator<Item = f64>) -> Vec<f64> {
+    let mut values: Vec<f64> = values.collect();
+    values.shuffle(&mut ChaCha8Rng::seed_from_u64(0));
+    values
+}
+
+/// Whether the mean of what `values` (each in [0, 1], in random order) were drawn from is above `least`, with an error of at
+/// most `delta`: what [`lower_bound`] says, in one pass.
+fn mean_exceeds(values: &[f64], least: f64, delta: f64) -> bool {
     match ones(values) {
         Some(0) => least < 0.0,
         Some(_) if least < 0.0 => true,
@@ -232,7 +246,7 @@ pub fn rows_of_mix(groups: &[Option<usize>], mix: &[f64], seed: u64) -> Vec<usiz
 }
 
 /// Walks along a path of policies, given by the model that answers each query, the safe end first; returns how many are
-/// certified before the first that fails. Each promise is about its rows, in random order. 0: nothing can be promised.
+/// certified before the first that fails. Each promise is about its rows. 0: nothing can be promised.
 pub fn walk<A: AsRef<[usize]>>(
     queries: &ScoredQueries,
     path: impl IntoIterator<Item = A>,
@@ -296,6 +310,35 @@ mod tests {
         assert!(bound < mean && bound > mean - 0.006, "{bound} {mean}");
     }
 
+    /// Files are often sorted by task: easy queries that come first vouch for nothing.
+    #[test]
+    fn the_order_of_a_file_does_not_matter() {
+        let easy_first: Vec<f64> = (0..400).map(|at| if at < 200 { 0.9 } else { 0.1 }).collect();
+        let hard_first: Vec<f64> = easy_first.iter().rev().copied().collect();
+        for sorted in [&easy_first, &hard_first] {
+            let bound = lower_bound(sorted, 0.05);
+            assert!(bound < 0.5 && bound > 0.4, "the mean is 0.5, the bound {bound}");
+        }
+        // The small model is right where the large one is in the first half, and nowhere in the second.
+        let mut queries = pair(400, 1000);
+        (200..400).for_each(|query| queries.actual[2 * query] = 0.0);
+        let small = vec![0; 400];
+        let holds =
+            |share| floor_holds(&queries, &small, FloorRule::Relative { share, model: 1 }, 0.05).holds;
+        assert!(holds(0.4) && !holds(0.6), "it reaches half of the large model's score");
+        let rows: Vec<usize> = (0..400).collect();
+        assert!(!Promise::max_loss(0.4, 1).holds(&queries, &rows, &small, 0.05), "it loses 0.5");
+    }
+
+    #[test]
+    fn the_reference_model_keeps_what_is_relative_to_it() {
+        let mut queries = pair(30, 2);
+        queries.actual.fill(0.0);
+        let rule = FloorRule::Relative { share: 0.9, model: 1 };
+        assert!(floor_holds(&queries, &[1; 30], rule, 0.05).holds);
+        assert!(!floor_holds(&pair(30, 1), &[0; 30], rule, 0.05).holds);
+    }
+
     proptest! {
         #[test]
         fn one_pass_agrees_with_the_bound(
@@ -303,8 +346,11 @@ mod tests {
             least in 0.0..1.0_f64,
         ) {
             let whole: Vec<f64> = values.iter().map(|value: &f64| value.round()).collect();
-            for values in [values, whole] {
-                let bound = lower_bound(&values, 0.05);
+            for values in [values, whole].map(|values| in_random_order(values.into_iter())) {
+                let bound = match ones(&values) {
+                    Some(_) => lower_bound(&values, 0.05),
+                    None => bisect(|mean| wealth_exceeds(&values, mean, 0.05)),
+                };
                 if (bound - least).abs() > 1e-6 {
                     prop_assert_eq!(mean_exceeds(&values, least, 0.05), bound > least, "{}", bound);
                 }
