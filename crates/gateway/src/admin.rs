@@ -4,12 +4,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use boute_router::balance::ReplicaSpeed;
-use hyper::Method;
+use hyper::{Method, header};
 use serde::Deserialize;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+use crate::dashboard;
 use crate::http::{Request, Response, Service, json_response, read_body, serve, text_response};
 use crate::metrics::{describe, label, sample};
 use crate::openai::Failure;
@@ -35,7 +36,7 @@ struct ReplicaBody {
 }
 
 impl Gateway {
-    /// Serves operators on `listener` until `stop` says so: `/metrics`, `/health`, and replicas under `/admin/replicas`
+    /// Serves operators on `listener` until `stop` says so: `/dashboard`, `/metrics`, `/health`, and replicas under `/admin/replicas`
     /// (GET; POST and DELETE with `{"model": …, "url": …}`). Whoever reaches it may do anything: keep it on loopback.
     pub async fn serve_admin(&self, listener: TcpListener, stop: watch::Receiver<bool>) {
         let admin = Arc::new(Admin(Arc::clone(&self.0)));
@@ -58,6 +59,13 @@ impl Admin {
     async fn dispatch(&self, request: Request) -> Result<Response, Failure> {
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         let reads = matches!(method, Method::GET | Method::HEAD);
+        // A page of another site, open in an operator's browser, may not give orders.
+        if !reads && request.headers().contains_key(header::ORIGIN) {
+            return Err(Failure::bad_request("orders are not taken from web pages".into(), None));
+        }
+        if let Some(response) = dashboard::answer(&self.0, &path).filter(|_| reads) {
+            return Ok(response);
+        }
         match path.as_str() {
             "/metrics" if reads => Ok(text_response(self.0.metrics())),
             "/health" if reads => Ok(self.0.health()),
@@ -78,20 +86,7 @@ impl Admin {
 
     fn replicas(&self) -> Response {
         let (routes, now) = (self.0.routes(), self.0.now_ms());
-        let replicas: Vec<_> = routes
-            .replicas()
-            .map(|replica| {
-                json!({
-                    "name": replica.name,
-                    "model": replica.model,
-                    "url": replica.url,
-                    "state": replica.state(now),
-                    "out_for_ms": replica.out_for(now).as_millis() as u64,
-                    "in_flight": replica.in_flight(),
-                    "load": replica.load().in_flight,
-                })
-            })
-            .collect();
+        let replicas: Vec<_> = routes.replicas().map(|replica| replica.describe(now)).collect();
         json_response(json!({ "replicas": replicas }).to_string())
     }
 

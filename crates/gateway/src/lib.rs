@@ -5,6 +5,7 @@ mod admission;
 mod affinity;
 pub mod bench;
 mod checks;
+mod dashboard;
 mod decisions;
 pub mod emulate;
 pub mod engine_metrics;

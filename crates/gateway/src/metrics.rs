@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use serde_json::{Value, json};
+
 /// Upper bounds in seconds. vLLM's for the time to the first token, from `vllm/v1/metrics/loggers.py`, as are the next two.
 pub(crate) const TTFT_S: [f64; 22] = [
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0,
@@ -69,8 +71,12 @@ impl CounterOf {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(name).or_default() += 1;
     }
 
+    pub(crate) fn counts(&self) -> BTreeMap<&'static str, u64> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     pub(crate) fn write(&self, out: &mut String, name: &str, label: &str) {
-        for (value, count) in &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+        for (value, count) in self.counts() {
             sample(out, name, &format!("{label}=\"{value}\""), count);
         }
     }
@@ -114,17 +120,35 @@ impl Histogram {
         self.observe(time.as_secs_f64());
     }
 
+    /// Per bound, how many values were not above it.
+    fn below(&self) -> impl Iterator<Item = (f64, u64)> {
+        self.bounds.iter().zip(&self.buckets).scan(0, |below, (bound, bucket)| {
+            *below += bucket.load(Ordering::Relaxed);
+            Some((*bound, *below))
+        })
+    }
+
+    fn count(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn sum(&self) -> f64 {
+        self.sum_whole.load(Ordering::Relaxed) as f64 + self.sum.load(Ordering::Relaxed) as f64 / PARTS
+    }
+
+    /// The histogram as JSON: `bounds`, how many values were `below` each, `count` and `sum`.
+    pub(crate) fn state(&self) -> Value {
+        let below: Vec<u64> = self.below().map(|(_, below)| below).collect();
+        json!({"bounds": self.bounds, "below": below, "count": self.count(), "sum": self.sum()})
+    }
+
     /// Appends the histogram; `labels` like `model="x"`, or empty.
     pub(crate) fn write(&self, out: &mut String, name: &str, labels: &str) {
         let comma = if labels.is_empty() { "" } else { "," };
-        let mut below = 0;
-        for (bound, bucket) in self.bounds.iter().zip(&self.buckets) {
-            below += bucket.load(Ordering::Relaxed);
+        for (bound, below) in self.below() {
             let _ = writeln!(out, "{name}_bucket{{{labels}{comma}le=\"{bound}\"}} {below}");
         }
-        let count = self.count.load(Ordering::Relaxed);
-        let sum =
-            self.sum_whole.load(Ordering::Relaxed) as f64 + self.sum.load(Ordering::Relaxed) as f64 / PARTS;
+        let (count, sum) = (self.count(), self.sum());
         let _ = writeln!(out, "{name}_bucket{{{labels}{comma}le=\"+Inf\"}} {count}");
         let _ = writeln!(out, "{name}_sum{{{labels}}} {sum}\n{name}_count{{{labels}}} {count}");
     }

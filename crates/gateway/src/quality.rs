@@ -6,6 +6,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Deserialize;
+use serde_json::{Value, json};
 
 use crate::metrics::{Histogram, SCORES, describe, label};
 use crate::openai::Failure;
@@ -101,6 +102,14 @@ impl Quality {
         scores.entry(Arc::clone(&answered.model)).or_default().given.observe(read.score);
         let Answered { model, predicted, .. } = answered;
         Ok(Feedback { request_id: read.request_id, model, predicted, score: read.score })
+    }
+
+    /// A model's scores as JSON; `null` if there are none yet.
+    pub(crate) fn state(&self, model: &str) -> Value {
+        let scores = self.scores.lock().unwrap_or_else(PoisonError::into_inner);
+        let of =
+            |scores: &Scores| json!({"predicted": scores.predicted.state(), "given": scores.given.state()});
+        scores.get(model).map_or(Value::Null, of)
     }
 
     /// Appends the metrics.

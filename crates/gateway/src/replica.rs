@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use boute_router::balance::{ReplicaLoad, ReplicaSpeed};
+use serde_json::{Value, json};
 use tokio::sync::Notify;
 
 use crate::affinity::ReplicaId;
@@ -229,6 +230,21 @@ impl Replica {
             (true, false) => "out",
             (true, true) => "well",
         }
+    }
+
+    /// All of it as JSON, for operators.
+    pub(crate) fn describe(&self, now_ms: u64) -> Value {
+        json!({
+            "name": self.name,
+            "model": self.model,
+            "url": self.url,
+            "state": self.state(now_ms),
+            "out_for_ms": self.out_for(now_ms).as_millis() as u64,
+            "in_flight": self.in_flight(),
+            "load": self.load().in_flight,
+            "requests": self.counts.requests.get(),
+            "failures": self.counts.failures.get(),
+        })
     }
 
     /// How long the breaker leaves it out, for who wants to know.

@@ -43,6 +43,8 @@ pub struct RoutesConfig {
     pub fallback: BTreeMap<String, Vec<String>>,
     /// What a million tokens cost, by model, in USD.
     pub usd_per_million_tokens: BTreeMap<String, f64>,
+    /// The plan that is served, for who wants to see it.
+    pub plan: Option<Arc<PlanDraft>>,
 }
 
 /// Why a gateway cannot serve what it is told to.
@@ -79,6 +81,7 @@ impl RoutesConfig {
             upstreams,
             fallback: plan.routing.fallback.clone(),
             usd_per_million_tokens: model_prices(plan),
+            plan: Some(Arc::new(plan.clone())),
             ..Self::default()
         }
     }
@@ -117,6 +120,7 @@ pub(crate) struct Model {
 pub(crate) struct Routes {
     pub(crate) models: Vec<Model>,
     pub(crate) balancing: Balancing,
+    pub(crate) plan: Option<Arc<PlanDraft>>,
     aliases: BTreeMap<String, String>,
     decider: Option<Decider>,
     scorer: Option<Arc<Scorer>>,
@@ -188,6 +192,7 @@ impl Routes {
         let routes = Self {
             models,
             balancing: config.balancing,
+            plan: config.plan,
             aliases: config.aliases,
             decider,
             scorer: config.scorer,

@@ -1,6 +1,9 @@
 //! What is counted per model, under OpenTelemetry's `gen_ai` names.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
+
+use serde_json::{Value, json};
 
 use crate::metrics::{Counter, E2E_S, Histogram, TOKENS, TPOT_S, TTFT_S, describe, label, sample};
 use crate::openai::Endpoint;
@@ -83,6 +86,25 @@ impl ModelTraffic {
             let further = (usage.completion_tokens - 1) as f64;
             self.per_token.observe(e2e.saturating_sub(ttft).as_secs_f64() / further);
         }
+    }
+
+    /// All of it as JSON.
+    pub(crate) fn state(&self) -> Value {
+        let answers: BTreeMap<&str, u64> = Ending::ALL
+            .iter()
+            .map(|ending| {
+                (ending.name(), self.endings.iter().map(|endings| endings[*ending as usize].get()).sum())
+            })
+            .collect();
+        json!({
+            "decisions": self.decisions.get(),
+            "answers": answers,
+            "e2e": self.duration.state(),
+            "ttft": self.ttft.state(),
+            "tpot": self.per_token.state(),
+            "input_tokens": self.input_tokens.sum(),
+            "output_tokens": self.output_tokens.sum(),
+        })
     }
 
     /// Appends the metrics of all `models`.

@@ -182,10 +182,11 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
         };
         let (scheme, kind) =
             (if tls.is_some() { "https" } else { "http" }, if args.emulate { "emulated " } else { "" });
+        let operators = admin_address(args);
         printer.say(format_args!(
-            "{replicas} {kind}replicas behind {scheme}://{}/v1, metrics at http://{}/metrics",
-            args.listen,
-            admin_address(args)
+            "{replicas} {kind}replicas behind {scheme}://{}/v1; http://{operators}/dashboard shows what happens, \
+             http://{operators}/metrics counts it",
+            args.listen
         ));
         let (stop, stopping) = watch::channel(false);
         let watched = watch_files(args, &gateway, &routes, printer);

@@ -5,10 +5,15 @@ use std::time::Duration;
 use boute_gateway::{RoutesConfig, Settings};
 use boute_spec::data_file::parse_trace;
 use boute_spec::policy::RoutingPolicy;
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
 use hyper::StatusCode;
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use crate::engine::{Engine, Mood};
 use crate::{CHAT, Running, ask, constant, eventually, gateway, limits, listener, send, send_with, upstream};
@@ -168,4 +173,57 @@ async fn decisions_are_a_trace_and_feedback_is_kept() {
     for file in [&path, &feedback] {
         std::fs::remove_file(file).unwrap();
     }
+}
+
+/// The page is told every second: of a replica that dies, and of another plan.
+#[tokio::test]
+async fn the_dashboard_follows() {
+    let (mut one, two) = (Engine::start(Mood::Good).await, Engine::start(Mood::Good).await);
+    let gateway = gateway(vec![upstream("m", one.address), upstream("m", two.address)], Some("m")).await;
+    let (admin, address) = listener().await;
+    let (stop, stopping) = watch::channel(false);
+    let served = gateway.gateway.clone();
+    let served = tokio::spawn(async move { served.serve_admin(admin, stopping).await });
+
+    let page = send(address, "GET", "/dashboard", "").await;
+    assert!(page.headers["content-security-policy"].to_str().unwrap().starts_with("default-src 'none'"));
+    assert!(page.text.starts_with("<!doctype html>"));
+    assert_eq!(send(gateway.address, "GET", "/dashboard", "").await.status, StatusCode::NOT_FOUND);
+    let page_of_others = [("origin", "http://elsewhere.example")];
+    let order = send_with(address, "POST", "/admin/replicas", &page_of_others, "{}").await;
+    assert_eq!(order.status, StatusCode::BAD_REQUEST, "{order:?}");
+
+    let client = Client::builder(TokioExecutor::new()).build_http::<Full<Bytes>>();
+    let request = hyper::Request::get(format!("http://{address}/dashboard/events"));
+    let response = client.request(request.body(Full::default()).unwrap()).await.unwrap();
+    assert_eq!(response.headers()["content-type"], "text/event-stream");
+    let mut body = response.into_body();
+    let mut states_until = async |what: &str, holds: &dyn Fn(&Value) -> bool| {
+        for _ in 0..3 {
+            let frame = timeout(Duration::from_millis(1500), body.frame()).await.expect("one a second");
+            let event = frame.unwrap().unwrap().into_data().unwrap();
+            let text = std::str::from_utf8(&event).unwrap();
+            let state: Value = serde_json::from_str(text.strip_prefix("data: ").unwrap()).unwrap();
+            if holds(&state) {
+                return;
+            }
+        }
+        panic!("not told within two seconds: {what}");
+    };
+    let state_of = |state: &Value, at: usize| state["replicas"][at]["state"].as_str().unwrap().to_owned();
+    states_until("both are well", &|state| state_of(state, 0) == "well" && state["plan"].is_null()).await;
+    assert_eq!(send(gateway.address, "POST", CHAT, ask("auto", 3, true)).await.status, StatusCode::OK);
+    one.kill().await;
+    states_until("one is down", &|state| state_of(state, 0) == "down").await;
+    gateway.gateway.swap(constant(vec![upstream("m", two.address)], Some("m"))).unwrap();
+    states_until("another plan", &|state| {
+        let model = &state["models"][0];
+        assert_eq!(model["ttft"]["count"], 1, "what was counted is kept: {state}");
+        state["plan_swaps"] == 1 && state["replicas"].as_array().unwrap().len() == 1
+    })
+    .await;
+    // An open page does not keep a gateway from stopping.
+    gateway.stop.send(true).unwrap();
+    stop.send(true).unwrap();
+    timeout(Duration::from_secs(3), served).await.expect("it stops").unwrap();
 }
