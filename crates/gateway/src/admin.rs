@@ -10,6 +10,7 @@ use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+use crate::discovery::Fleet;
 use crate::http::{Request, Response, Service, json_response, read_body, serve, text_response};
 use crate::metrics::{describe, label, sample};
 use crate::openai::Failure;
@@ -101,14 +102,14 @@ impl Admin {
         let like = routes.replicas().find(|replica| replica.model == model);
         let upstream = Upstream {
             url,
+            host: None,
             speed: like.map_or(EQUAL_SPEED, |it| it.speed),
             expected_output_tokens: like.map(|it| it.expected_output_tokens),
             model,
         };
         self.change(move |fleet| {
             fleet.removed.retain(|removed| *removed != upstream.url);
-            let known = fleet.config.upstreams.iter().chain(&fleet.added);
-            if !known.into_iter().any(|it| it.url == upstream.url && it.model == upstream.model) {
+            if !fleet.upstreams().iter().any(|it| it.url == upstream.url && it.model == upstream.model) {
                 fleet.added.push(upstream);
             }
         })
@@ -124,13 +125,13 @@ impl Admin {
         let gone = Arc::clone(gone);
         self.change(move |fleet| {
             fleet.added.retain(|it| !(it.model == gone.model && gone.serves(&it.url)));
-            if fleet.config.upstreams.iter().any(|it| it.model == gone.model && gone.serves(&it.url)) {
+            if fleet.upstreams().iter().any(|it| it.model == gone.model && gone.serves(&it.url)) {
                 fleet.removed.push(gone.url.clone());
             }
         })
     }
 
-    fn change(&self, change: impl FnOnce(&mut crate::serve::Fleet)) -> Result<Response, Failure> {
+    fn change(&self, change: impl FnOnce(&mut Fleet)) -> Result<Response, Failure> {
         let changed = self.0.change(|fleet| {
             change(fleet);
             Ok(())

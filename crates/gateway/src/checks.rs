@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::header;
-use hyper::{StatusCode, Uri};
+use hyper::StatusCode;
+use hyper::http::uri::PathAndQuery;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
@@ -53,8 +53,8 @@ async fn check(replica: &Replica) {
 async fn get(replica: &Replica, path: &'static str) -> Option<(StatusCode, Vec<u8>)> {
     let request = || {
         let mut request = hyper::Request::new(Full::new(Bytes::new()));
-        *request.uri_mut() = Uri::from_static(path);
-        request.headers_mut().insert(header::HOST, replica.pool.host.clone());
+        *request.uri_mut() = replica.pool.target(Some(&PathAndQuery::from_static(path)));
+        replica.pool.introduce(request.headers_mut());
         request
     };
     let kept = match replica.pool.take() {

@@ -7,7 +7,7 @@
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use boute_router::balance::{Balancing, Candidate, RequestSize, pick};
@@ -24,19 +24,21 @@ use tokio::time::timeout;
 
 use crate::admission::{Admission, AdmissionLimits, Permit};
 use crate::affinity::{Affinity, Blocks};
+use crate::credentials::UpstreamTls;
 use crate::decisions::DecisionLog;
+use crate::discovery::Fleet;
 use crate::http::{ClientLimits, Request, Response, Service, full, json_response, read_body, serve};
 use crate::keys::{Key, Keys};
 use crate::metrics::{Counter, CounterOf, Histogram, OVERHEAD_S};
 use crate::openai::{Endpoint, Failure, Peek, openai_error};
 use crate::quality::Quality;
 use crate::relay::{Begun, Relay, Story};
-use crate::replica::{Fault, Place, Replica, Upstream};
+use crate::replica::{Fault, Place, Replica};
 use crate::routes::{Choice, GatewayError, Model, Routes, RoutesConfig, header_text};
 use crate::sse::Watch;
 use crate::tls::Tls;
 use crate::traffic::Ending;
-use crate::upstream::{Outgoing, Wire};
+use crate::upstream::{Outgoing, Pool, Wire};
 
 /// Replicas that one request is sent to, at most.
 const MOST_ATTEMPTS: u32 = 3;
@@ -89,27 +91,21 @@ pub struct Settings {
     pub log_prompts: bool,
     /// Origins of web pages that may ask; `*` for all.
     pub allow_origins: Vec<String>,
+    /// Which certificates of engines are trusted.
+    pub upstream_tls: UpstreamTls,
 }
 
 /// A gateway; clones are the same one.
 #[derive(Clone)]
 pub struct Gateway(pub(crate) Arc<Inner>);
 
-/// What replicas there are besides those of the configuration.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Fleet {
-    pub(crate) config: RoutesConfig,
-    pub(crate) added: Vec<Upstream>,
-    pub(crate) removed: Vec<String>,
-    next_id: u64,
-}
-
 pub(crate) struct Inner {
     pub(crate) limits: Limits,
     pub(crate) decisions: Option<DecisionLog>,
     log_prompts: bool,
     allow_origins: Vec<String>,
-    pub(crate) fleet: Mutex<Fleet>,
+    upstream_tls: UpstreamTls,
+    fleet: Mutex<Fleet>,
     routes: RwLock<Arc<Routes>>,
     keys: RwLock<Option<Arc<Keys>>>,
     pub(crate) admission: Arc<Admission>,
@@ -157,6 +153,7 @@ impl Gateway {
             decisions: settings.decisions.as_deref().map(DecisionLog::open).transpose()?,
             log_prompts: settings.log_prompts,
             allow_origins: settings.allow_origins,
+            upstream_tls: settings.upstream_tls,
             fleet: Mutex::default(),
             routes: RwLock::new(Arc::new(Routes::new(
                 RoutesConfig::default(),
@@ -222,10 +219,12 @@ impl Gateway {
                 inner.stopping.store(true, Relaxed);
             }
         };
+        inner.look_up_names().await;
         let served = serve(Arc::clone(inner), listener, inner.limits.client, tls, stop.clone());
         let watched = async {
             tokio::select! {
                 () = inner.watch_replicas() => {}
+                () = inner.watch_names() => {}
                 () = served => {}
             }
         };
@@ -239,23 +238,22 @@ impl Inner {
         &self,
         change: impl FnOnce(&mut Fleet) -> Result<(), GatewayError>,
     ) -> Result<(), GatewayError> {
-        let mut fleet = self.fleet.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut fleet = self.fleet();
         let mut next = fleet.clone();
         change(&mut next)?;
         let now = self.routes();
-        let mut config = next.config.clone();
-        config.upstreams.extend(next.added.iter().cloned());
-        config.upstreams.retain(|upstream| !next.removed.contains(&upstream.url));
+        let config = RoutesConfig { upstreams: next.upstreams(), ..next.config.clone() };
         let routes = Routes::new(
             config,
             |upstream| {
+                let pool = Pool::new(upstream, &self.upstream_tls, &next.config.upstream_keys)?;
                 let old = now.replicas().find(|it| it.model == upstream.model && it.serves(&upstream.url));
-                if let Some(old) = old.filter(|old| old.is_as(upstream)) {
+                if let Some(old) = old.filter(|old| old.is_as(upstream, &pool)) {
                     return Some(Arc::clone(old));
                 }
                 let id = old.map_or(next.next_id, |old| old.id);
                 next.next_id += u64::from(old.is_none());
-                Replica::new(upstream, id, old.map(|old| &**old)).map(Arc::new)
+                Some(Arc::new(Replica::new(upstream, pool, id, old.map(|old| &**old))))
             },
             |model| {
                 let old = now.models.iter().find(|old| &*old.name == model);
@@ -265,6 +263,10 @@ impl Inner {
         *fleet = next;
         *self.routes.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(routes);
         Ok(())
+    }
+
+    pub(crate) fn fleet(&self) -> MutexGuard<'_, Fleet> {
+        self.fleet.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn routes(&self) -> Arc<Routes> {
@@ -770,9 +772,9 @@ fn forwarded_headers(mut headers: HeaderMap, id: &HeaderValue, keyed: bool) -> H
 fn outgoing(replica: &Replica, ready: &Ready<'_>, body: &Bytes) -> Outgoing {
     let mut request = hyper::Request::new(Full::new(body.clone()));
     *request.method_mut() = Method::POST;
-    *request.uri_mut() = ready.uri.path_and_query().cloned().map_or_else(Uri::default, Uri::from);
+    *request.uri_mut() = replica.pool.target(ready.uri.path_and_query());
     *request.headers_mut() = ready.headers.clone();
-    request.headers_mut().insert(header::HOST, replica.pool.host.clone());
+    replica.pool.introduce(request.headers_mut());
     request
 }
 

@@ -63,7 +63,7 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
     };
     let runtime = tokio::runtime::Runtime::new().map_err(Failure::unexpected)?;
     runtime.block_on(async {
-        let listener = bind(args.listen).await?;
+        let listener = bind(args.listen, "--listen").await?;
         printer.say(format_args!("{} on {} at http://{}/v1", args.model, args.gpu, args.listen));
         tokio::select! {
             () = serve_mock(mock, listener) => {}
@@ -73,12 +73,12 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
     })
 }
 
-/// Listens, or says why not.
-pub(crate) async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
+/// Listens where `option` says, or says why not.
+pub(crate) async fn bind(address: SocketAddr, option: &str) -> Result<TcpListener, Failure> {
     TcpListener::bind(address).await.map_err(|error| {
         Failure::input(
             format_args!("cannot listen on {address}: {error}"),
-            "choose another with `--listen HOST:PORT`",
+            format_args!("choose another with `{option} HOST:PORT`"),
         )
     })
 }
