@@ -198,6 +198,14 @@ impl Inner {
         let name = "boute_retries_total";
         describe(&mut out, name, "counter", "Attempts given up for another replica, by reason.");
         self.retries.write(&mut out, name, "reason");
+        let name = "boute_hedges_total";
+        describe(
+            &mut out,
+            name,
+            "counter",
+            "Requests that two replicas were asked at once, by which answered.",
+        );
+        self.hedges.write(&mut out, name, "winner");
         let name = "boute_errors_total";
         describe(&mut out, name, "counter", "Requests that the gateway answered with an error, by code.");
         self.errors.write(&mut out, name, "error_type");

@@ -10,6 +10,7 @@ mod decisions;
 mod discovery;
 pub mod emulate;
 pub mod engine_metrics;
+mod hedge;
 mod http;
 mod keys;
 mod metrics;

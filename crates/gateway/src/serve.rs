@@ -27,6 +27,7 @@ use crate::affinity::{Affinity, Blocks};
 use crate::credentials::UpstreamTls;
 use crate::decisions::DecisionLog;
 use crate::discovery::Fleet;
+use crate::hedge::Sent;
 use crate::http::{ClientLimits, Request, Response, Service, full, json_response, read_body, serve};
 use crate::keys::{Key, Keys};
 use crate::metrics::{Counter, CounterOf, Histogram, OVERHEAD_S};
@@ -41,7 +42,7 @@ use crate::traffic::Ending;
 use crate::upstream::{Outgoing, Pool, Wire};
 
 /// Replicas that one request is sent to, at most.
-const MOST_ATTEMPTS: u32 = 3;
+const MOST_ATTEMPTS: usize = 3;
 /// Longest error of an engine that is passed on.
 const LONGEST_ERROR: usize = 64 << 10;
 /// A kept connection that breaks off this soon was closed by the engine before the request came.
@@ -93,6 +94,8 @@ pub struct Settings {
     pub allow_origins: Vec<String>,
     /// Which certificates of engines are trusted.
     pub upstream_tls: UpstreamTls,
+    /// Another replica is asked too when a stream has not begun in the time in which this share of its model's do.
+    pub hedge: Option<f64>,
 }
 
 /// A gateway; clones are the same one.
@@ -105,6 +108,7 @@ pub(crate) struct Inner {
     log_prompts: bool,
     allow_origins: Vec<String>,
     upstream_tls: UpstreamTls,
+    hedge: Option<f64>,
     fleet: Mutex<Fleet>,
     routes: RwLock<Arc<Routes>>,
     keys: RwLock<Option<Arc<Keys>>>,
@@ -118,6 +122,7 @@ pub(crate) struct Inner {
     turn: AtomicU64,
     pub(crate) stopping: AtomicBool,
     pub(crate) retries: CounterOf,
+    pub(crate) hedges: CounterOf,
     pub(crate) errors: CounterOf,
     pub(crate) plan_swaps: Counter,
     pub(crate) overhead: Histogram,
@@ -154,6 +159,7 @@ impl Gateway {
             log_prompts: settings.log_prompts,
             allow_origins: settings.allow_origins,
             upstream_tls: settings.upstream_tls,
+            hedge: settings.hedge,
             fleet: Mutex::default(),
             routes: RwLock::new(Arc::new(Routes::new(
                 RoutesConfig::default(),
@@ -174,6 +180,7 @@ impl Gateway {
             turn: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
             retries: CounterOf::default(),
+            hedges: CounterOf::default(),
             errors: CounterOf::default(),
             plan_swaps: Counter::default(),
             overhead: Histogram::new(&OVERHEAD_S),
@@ -429,7 +436,7 @@ struct Asked<'a> {
 }
 
 /// One request, read and decided on: what each attempt needs.
-struct Ready<'a> {
+pub(crate) struct Ready<'a> {
     asked: Asked<'a>,
     name: String,
     choice: Choice,
@@ -444,7 +451,7 @@ struct Ready<'a> {
 }
 
 /// What became of one attempt.
-enum Attempt {
+pub(crate) enum Attempt {
     Answered(Box<Answer>),
     /// The answer is given up; with a fault if the replica is to blame for it.
     Failed {
@@ -455,7 +462,7 @@ enum Attempt {
 }
 
 /// The head of an answer and its first piece.
-struct Answer {
+pub(crate) struct Answer {
     head: response::Parts,
     body: Incoming,
     first: Option<Bytes>,
@@ -539,28 +546,41 @@ impl Inner {
             .then(|| Blocks::new(&model.name, &ready.text, ready.session.as_deref()));
         let mut tried: Vec<u64> = Vec::new();
         let mut failure = Failure::no_replica(&model.name);
-        for attempt in 1..=MOST_ATTEMPTS {
+        while tried.len() < MOST_ATTEMPTS {
             let Some(replica) = self.pick(routes, model, &tried, size, blocks.as_ref()) else { break };
             if let Some(blocks) = &blocks {
                 self.affinity.sent(blocks, replica.id);
             }
             let place = Place::take(replica, ready.prompt_tokens);
-            if attempt == 1 {
+            if tried.is_empty() {
                 model.traffic.decisions.add(1);
                 self.overhead.observe_time(ready.asked.arrived.elapsed());
             }
             tried.push(replica.id);
-            let more = attempt < MOST_ATTEMPTS && tried.len() < model.replicas.len();
-            let (why, refused) = match self.attempt(replica, &ready, body).await {
-                Attempt::Answered(answer) => match self.judge(replica, answer.head.status) {
-                    Verdict::Busy if more && attempt == 1 => ("busy", false),
+            let ((replica, place), attempt) = match self.hedge.filter(|_| ready.streams) {
+                None => ((replica, place), self.attempt(replica, &ready, body).await),
+                Some(share) => {
+                    let begins = &model.traffic.begins;
+                    let another = || self.hedge_with(routes, model, &mut tried, size, blocks.as_ref());
+                    // Boxed: whoever does not hedge has no room for two attempts.
+                    let raced =
+                        Box::pin(self.hedged(share, begins, &ready, body, (replica, place), another)).await;
+                    if let Some(blocks) = &blocks {
+                        self.affinity.sent(blocks, raced.0.0.id);
+                    }
+                    raced
+                }
+            };
+            let attempts = tried.len() as u32;
+            let more = tried.len() < MOST_ATTEMPTS.min(model.replicas.len());
+            self.book(replica, &attempt);
+            let (why, refused) = match attempt {
+                Attempt::Answered(answer) => match verdict(answer.head.status) {
+                    Verdict::Busy if more && attempts == 1 => ("busy", false),
                     Verdict::Failed if more && self.budget.spend() => ("status", false),
-                    _ => return Ok(self.respond(model, replica, ready, *answer, place, attempt).await),
+                    _ => return Ok(self.respond(model, replica, ready, *answer, place, attempts).await),
                 },
                 Attempt::Failed { why, cause, fault } => {
-                    if let Some(fault) = fault {
-                        replica.failed(fault, self.now_ms());
-                    }
                     failure = match why {
                         "slow" => Failure::too_slow(&model.name),
                         _ => Failure::unreachable(&model.name, &cause),
@@ -577,18 +597,37 @@ impl Inner {
         Err((Box::new(ready), failure))
     }
 
-    /// Books what an answer's status says of the replica.
-    fn judge(&self, replica: &Replica, status: StatusCode) -> Verdict {
-        match status {
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
-                replica.counts.backpressure.add(1);
-                Verdict::Busy
-            }
-            StatusCode::INTERNAL_SERVER_ERROR | StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT => {
-                replica.failed(Fault::Failed, self.now_ms());
-                Verdict::Failed
-            }
-            _ => Verdict::Fine,
+    /// A second replica for a request that waits for its first byte, if one is well and the budget allows it.
+    fn hedge_with<'m>(
+        &self,
+        routes: &Routes,
+        model: &'m Model,
+        tried: &mut Vec<u64>,
+        size: RequestSize,
+        blocks: Option<&Blocks>,
+    ) -> Option<Sent<'m>> {
+        if tried.len() >= MOST_ATTEMPTS {
+            return None;
+        }
+        let replica = self.pick(routes, model, tried, size, blocks)?;
+        (replica.is_well(self.now_ms()) && self.budget.spend()).then(|| {
+            tried.push(replica.id);
+            (replica, Place::take(replica, size.prompt_tokens))
+        })
+    }
+
+    /// Books what an attempt says of its replica.
+    pub(crate) fn book(&self, replica: &Replica, attempt: &Attempt) {
+        let fault = match attempt {
+            Attempt::Failed { fault, .. } => *fault,
+            Attempt::Answered(answer) => match verdict(answer.head.status) {
+                Verdict::Fine => None,
+                Verdict::Busy => return replica.counts.backpressure.add(1),
+                Verdict::Failed => Some(Fault::Failed),
+            },
+        };
+        if let Some(fault) = fault {
+            replica.failed(fault, self.now_ms());
         }
     }
 
@@ -628,7 +667,7 @@ impl Inner {
     }
 
     /// Sends the request to one replica and waits for the first piece of its answer.
-    async fn attempt(&self, replica: &Replica, ready: &Ready<'_>, body: &Bytes) -> Attempt {
+    pub(crate) async fn attempt(&self, replica: &Replica, ready: &Ready<'_>, body: &Bytes) -> Attempt {
         let outgoing = || outgoing(replica, ready, body);
         let failed = |why, cause: String, fault| Attempt::Failed { why, cause, fault };
         tokio::select! {
@@ -709,11 +748,29 @@ impl Inner {
 }
 
 /// What a status says of a replica.
+#[derive(PartialEq)]
 enum Verdict {
     Fine,
     /// Backpressure is no fault: one try elsewhere, then it is passed on.
     Busy,
     Failed,
+}
+
+fn verdict(status: StatusCode) -> Verdict {
+    match status {
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => Verdict::Busy,
+        StatusCode::INTERNAL_SERVER_ERROR | StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT => {
+            Verdict::Failed
+        }
+        _ => Verdict::Fine,
+    }
+}
+
+impl Attempt {
+    /// Whether it came to an answer that nobody else would give better.
+    pub(crate) fn is_good(&self) -> bool {
+        matches!(self, Self::Answered(answer) if verdict(answer.head.status) == Verdict::Fine)
+    }
 }
 
 fn is_event_stream(headers: &HeaderMap) -> bool {

@@ -46,6 +46,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
     check_time_scale(args.time_scale)?;
+    raise_descriptor_limit();
     let catalog = Catalog::builtin();
     let model = catalog.model(&args.model).map_err(Failure::told)?.clone();
     let gpu = catalog.gpu(&args.gpu).map_err(Failure::told)?.clone();
@@ -71,6 +72,12 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
         }
         Ok(Ending::Done)
     })
+}
+
+/// Lets the process have as many connections as it may: systems start it with fewer, for the sake of programs that use
+/// `select`. Where that fails, what there is must do.
+pub(crate) fn raise_descriptor_limit() {
+    let _ = rlimit::increase_nofile_limit(u64::MAX);
 }
 
 /// Listens where `option` says, or says why not.

@@ -18,7 +18,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::commands::bench::check_time_scale;
-use crate::commands::mock::bind;
+use crate::commands::mock::{bind, raise_descriptor_limit};
 use crate::failure::{Ending, Failure};
 use crate::files::Input;
 use crate::printer::Printer;
@@ -77,6 +77,10 @@ struct RoutingArgs {
     /// with commas. Without, nobody.
     #[arg(long, value_name = "MODEL=MODEL,…")]
     fallback: Vec<String>,
+    /// Ask a second replica when a stream has not begun in the time in which this share of its model's do, such as 95%; who
+    /// begins first answers. Without, never.
+    #[arg(long, value_name = "PERCENT", value_parser = share)]
+    hedge: Option<f64>,
     /// How a replica is picked: least-expected-finish, round-robin, least-requests or power-of-two.
     #[arg(long, default_value = Balancing::LeastExpectedFinish.name())]
     balance: Balancing,
@@ -139,6 +143,12 @@ struct LimitArgs {
     drain: u64,
 }
 
+/// A share of most streams, as a percentage.
+fn share(text: &str) -> Result<f64, String> {
+    let percent = text.trim_end_matches('%').parse::<f64>().ok().filter(|percent| (50.0..=99.9).contains(percent));
+    percent.map(|percent| percent / 100.0).ok_or_else(|| "write a percentage from 50% to 99.9%".into())
+}
+
 impl LimitArgs {
     fn limits(&self) -> Limits {
         let mut limits = Limits {
@@ -170,6 +180,7 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
              `disaggregate`",
         ));
     }
+    raise_descriptor_limit();
     let tls = tls(&args.access)?;
     let keys = args.access.keys.as_deref().map(read_keys).transpose()?;
     let runtime = tokio::runtime::Runtime::new().map_err(Failure::unexpected)?;
@@ -191,6 +202,7 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
             log_prompts: args.access.log_prompts,
             allow_origins: args.access.allow_origins.clone(),
             upstream_tls: upstream_tls(&args.engines)?,
+            hedge: args.routing.hedge,
         };
         let gateway = Gateway::new(routes(planned.as_ref())?, settings).map_err(Failure::told)?;
         gateway.set_keys(keys);

@@ -5,6 +5,7 @@ mod access;
 mod discovery;
 mod engine;
 mod faults;
+mod hedging;
 mod operations;
 mod profile;
 mod routing;
