@@ -1,6 +1,7 @@
 #!/bin/sh
-# Real clients through the gateway to two real engines: openai-python, LangChain, openai-node, curl and the conformance suite
-# llm-comply, unmodified, against llama.cpp's server with two models of random weights and different size.
+# Real clients through the gateway to two real engines: openai-python, LangChain, openai-node and curl, unmodified, against
+# llama.cpp's server with two models of random weights and different size; and the conformance suite llm-comply, against an
+# engine that conforms (llama.cpp leaves out required keys).
 # Needs python3 with venv, and curl; node and npm for openai-node, which is left out with a word where they are absent.
 # Clients and engines come from PyPI and npm, in the versions named here, into a folder that goes afterwards; a FOLDER that is
 # named is kept and used again (500 MB).
@@ -53,15 +54,17 @@ serve() {
   echo "FAIL  $1 did not start:"; cat "$log"; exit 1
 }
 ports="$("$python" -c 'import socket
-sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(4)]
+sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(5)]
 print(*(socket.getsockname()[1] for socket in sockets))')"
 # shellcheck disable=SC2086
 set -- $ports
 engine="$here/../../examples/llama_cpp_engine.py"
 serve small "http://127.0.0.1:$1" "$python" "$engine" "$folder/small" "$1" 2
 serve large "http://127.0.0.1:$2" "$python" "$engine" "$folder/large" "$2" 8
+serve exact "http://127.0.0.1:$5" "$python" "$here/conforming_engine.py" "$5"
 url="http://127.0.0.1:$3"
 serve boute "$url" "$boute" serve --replica "small=http://127.0.0.1:$1" --replica "large=http://127.0.0.1:$2" \
+  --replica "exact=http://127.0.0.1:$5" \
   --alias gpt-4o=large --listen "127.0.0.1:$3" --admin "127.0.0.1:$4" --decisions "$folder/decisions.jsonl"
 
 "$python" "$here/clients.py" "$url/v1"
@@ -72,5 +75,5 @@ case "$stream" in
   data:*"data: [DONE]"*) echo "ok    curl -N" ;;
   *) echo "FAIL  curl -N: $stream"; exit 1 ;;
 esac
-"$folder/venv/bin/llm-comply" -u "$url/v1" -k x -m small --format openai-chat
+"$folder/venv/bin/llm-comply" -u "$url/v1" -k x -m exact --format openai-chat
 echo "all clients pass"

@@ -186,10 +186,12 @@ impl Inner {
         let (in_flight, waiting) = self.admission.counts();
         let swaps = self.plan_swaps.get();
         let dropped = self.decisions.as_ref().map_or(0, crate::decisions::DecisionLog::dropped);
+        let lost = self.tracer.as_ref().map_or(0, |tracer| tracer.dropped.get());
         for (name, kind, help, value) in [
             ("boute_requests_in_flight", "gauge", "Requests inside.", in_flight as u64),
             ("boute_requests_waiting", "gauge", "Requests in the queue.", waiting as u64),
             ("boute_plan_swaps_total", "counter", "Plans swapped in.", swaps),
+            ("boute_spans_dropped_total", "counter", "Spans the collector had no time for.", lost),
             ("boute_log_lines_dropped_total", "counter", "Lines the log had no time for.", dropped),
         ] {
             describe(&mut out, name, kind, help);

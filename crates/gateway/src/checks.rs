@@ -16,8 +16,6 @@ use crate::serve::Inner;
 
 /// A check that takes longer has failed.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Largest page of metrics that is read.
-const LARGEST_PAGE: usize = 4 << 20;
 
 impl Inner {
     /// Checks all replicas again and again; never ends.
@@ -49,7 +47,6 @@ async fn check(replica: &Replica) {
     }
 }
 
-/// One request on a kept or a new connection.
 async fn get(replica: &Replica, path: &'static str) -> Option<(StatusCode, Vec<u8>)> {
     let request = || {
         let mut request = hyper::Request::new(Full::new(Bytes::new()));
@@ -57,25 +54,5 @@ async fn get(replica: &Replica, path: &'static str) -> Option<(StatusCode, Vec<u
         replica.pool.introduce(request.headers_mut());
         request
     };
-    let kept = match replica.pool.take() {
-        Some(mut wire) => wire.send(request()).await.ok().map(|answer| (wire, answer)),
-        None => None,
-    };
-    let (mut wire, answer) = if let Some(kept) = kept {
-        kept
-    } else {
-        let mut wire = replica.pool.connect().await.ok()?;
-        let answer = wire.send(request()).await.ok()?;
-        (wire, answer)
-    };
-    let (head, mut body) = answer.into_parts();
-    let mut page = Vec::new();
-    while let Some(frame) = wire.frame(&mut body).await {
-        page.extend_from_slice(&frame.ok()?.into_data().unwrap_or_default());
-        if page.len() > LARGEST_PAGE {
-            return None;
-        }
-    }
-    replica.pool.give_back(wire);
-    Some((head.status, page))
+    replica.pool.ask(request).await
 }

@@ -24,6 +24,7 @@ mod routes;
 pub mod serve;
 pub mod sse;
 mod tls;
+mod trace;
 mod traffic;
 mod upstream;
 

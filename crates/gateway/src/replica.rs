@@ -296,7 +296,7 @@ mod tests {
             speed,
             expected_output_tokens: Some(10),
         };
-        let pool = Pool::new(&upstream, &UpstreamTls::default(), &UpstreamKeys::default()).unwrap();
+        let pool = Pool::new(&upstream.url, None, &UpstreamTls::default(), &UpstreamKeys::default()).unwrap();
         Replica::new(&upstream, pool, 0, None)
     }
 

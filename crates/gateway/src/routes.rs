@@ -63,6 +63,12 @@ pub enum GatewayError {
         /// What was given.
         url: String,
     },
+    /// A collector's address is none.
+    #[error("`{url}` is not an address of a collector of traces; write it like `http://127.0.0.1:4318`")]
+    Collector {
+        /// What was given.
+        url: String,
+    },
     /// A model that is named has no replica.
     #[error("{by} names `{model}`, but no replica serves it; add `--replica {model}=URL`")]
     NoReplica {

@@ -24,7 +24,7 @@ use tokio::time::timeout;
 
 use crate::admission::{Admission, AdmissionLimits, Permit};
 use crate::affinity::{Affinity, Blocks};
-use crate::credentials::UpstreamTls;
+use crate::credentials::{UpstreamKeys, UpstreamTls};
 use crate::decisions::DecisionLog;
 use crate::discovery::Fleet;
 use crate::hedge::Sent;
@@ -38,6 +38,7 @@ use crate::replica::{Fault, Place, Replica};
 use crate::routes::{Choice, GatewayError, Model, Routes, RoutesConfig, header_text};
 use crate::sse::Watch;
 use crate::tls::Tls;
+use crate::trace::{Exporter, Span, TRACEPARENT, Tracer};
 use crate::traffic::Ending;
 use crate::upstream::{Outgoing, Pool, Wire};
 
@@ -94,6 +95,8 @@ pub struct Settings {
     pub allow_origins: Vec<String>,
     /// Which certificates of engines are trusted.
     pub upstream_tls: UpstreamTls,
+    /// The collector that traces go to, if any, such as `http://127.0.0.1:4318`.
+    pub otlp: Option<String>,
     /// Another replica is asked too when a stream has not begun in the time in which this share of its model's do.
     pub hedge: Option<f64>,
 }
@@ -109,6 +112,8 @@ pub(crate) struct Inner {
     allow_origins: Vec<String>,
     upstream_tls: UpstreamTls,
     hedge: Option<f64>,
+    pub(crate) tracer: Option<Arc<Tracer>>,
+    exporter: Mutex<Option<Exporter>>,
     fleet: Mutex<Fleet>,
     routes: RwLock<Arc<Routes>>,
     keys: RwLock<Option<Arc<Keys>>>,
@@ -153,6 +158,11 @@ impl Gateway {
     /// # Errors
     /// If policy, scorer, replicas and names do not fit together, or the log cannot be written.
     pub fn new(config: RoutesConfig, settings: Settings) -> Result<Self, GatewayError> {
+        let collector = settings.otlp.map(|url| {
+            let pool = Pool::new(&url, None, &settings.upstream_tls, &UpstreamKeys::default());
+            pool.ok_or(GatewayError::Collector { url })
+        });
+        let (tracer, exporter) = collector.transpose()?.map(Tracer::new).unzip();
         let inner = Inner {
             limits: settings.limits,
             decisions: settings.decisions.as_deref().map(DecisionLog::open).transpose()?,
@@ -160,6 +170,8 @@ impl Gateway {
             allow_origins: settings.allow_origins,
             upstream_tls: settings.upstream_tls,
             hedge: settings.hedge,
+            tracer,
+            exporter: Mutex::new(exporter),
             fleet: Mutex::default(),
             routes: RwLock::new(Arc::new(Routes::new(
                 RoutesConfig::default(),
@@ -228,14 +240,25 @@ impl Gateway {
         };
         inner.look_up_names().await;
         let served = serve(Arc::clone(inner), listener, inner.limits.client, tls, stop.clone());
+        let mut exporter = inner.exporter.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let export = async {
+            match &mut exporter {
+                Some(exporter) => exporter.run().await,
+                None => std::future::pending().await,
+            }
+        };
         let watched = async {
             tokio::select! {
                 () = inner.watch_replicas() => {}
                 () = inner.watch_names() => {}
+                () = export => {}
                 () = served => {}
             }
         };
         tokio::join!(stopping, watched);
+        if let Some(exporter) = &mut exporter {
+            exporter.flush().await;
+        }
     }
 }
 
@@ -253,7 +276,8 @@ impl Inner {
         let routes = Routes::new(
             config,
             |upstream| {
-                let pool = Pool::new(upstream, &self.upstream_tls, &next.config.upstream_keys)?;
+                let (host, keys) = (upstream.host.as_deref(), &next.config.upstream_keys);
+                let pool = Pool::new(&upstream.url, host, &self.upstream_tls, keys)?;
                 let old = now.replicas().find(|it| it.model == upstream.model && it.serves(&upstream.url));
                 if let Some(old) = old.filter(|old| old.is_as(upstream, &pool)) {
                     return Some(Arc::clone(old));
@@ -447,6 +471,7 @@ pub(crate) struct Ready<'a> {
     session: Option<String>,
     streams: bool,
     needs_usage: bool,
+    span: Option<Span>,
     permit: Permit,
 }
 
@@ -467,6 +492,7 @@ pub(crate) struct Answer {
     body: Incoming,
     first: Option<Bytes>,
     wire: Wire,
+    span: Option<Span>,
 }
 
 impl Inner {
@@ -484,7 +510,12 @@ impl Inner {
         let client = asked.key.as_ref().map_or_else(|| client_of(asked.peer), |key| key.number);
         let permit = self.admission.enter(client).await.ok_or_else(Failure::overloaded)?;
         self.budget.earn();
+        let mut span = self.tracer.as_ref().and_then(|tracer| tracer.request(&parts.headers));
+        if let Some(span) = &mut span {
+            span.name(asked.endpoint.operation(), &name);
+        }
         let ready = Ready {
+            span,
             prompt_tokens: text.tokens(&parts.headers),
             session: header_text(&parts.headers, &SESSION).map(str::to_owned),
             text: text.text,
@@ -529,7 +560,11 @@ impl Inner {
                 Err((returned, why)) => (ready, failure) = (*returned, Some(why)),
             }
         }
-        Err(failure.unwrap_or_else(|| Failure::no_replica(&chosen.name)))
+        let failure = failure.unwrap_or_else(|| Failure::no_replica(&chosen.name));
+        if let Some(span) = &mut ready.span {
+            span.set("error.type", failure.code.unwrap_or_default());
+        }
+        Err(failure)
     }
 
     /// Tries replicas of `model` until one answers. Gives the request back if none does.
@@ -668,9 +703,17 @@ impl Inner {
 
     /// Sends the request to one replica and waits for the first piece of its answer.
     pub(crate) async fn attempt(&self, replica: &Replica, ready: &Ready<'_>, body: &Bytes) -> Attempt {
-        let outgoing = || outgoing(replica, ready, body);
+        let mut span = ready.span.as_ref().and_then(Span::attempt);
+        let traceparent = span.as_ref().and_then(Span::traceparent);
+        let outgoing = || outgoing(replica, ready, body, traceparent.as_ref());
         let failed = |why, cause: String, fault| Attempt::Failed { why, cause, fault };
-        tokio::select! {
+        if let Some(span) = &mut span {
+            span.name(ready.asked.endpoint.operation(), &replica.model);
+            span.set("gen_ai.provider.name", "openai");
+            span.set("server.address", replica.pool.host.to_str().unwrap_or_default());
+            span.set("boute.replica", &*replica.name);
+        }
+        let mut attempt = tokio::select! {
             biased;
             exchanged = timeout(self.limits.first_byte, exchange(replica, outgoing)) => match exchanged {
                 Ok(Ok(answer)) => Attempt::Answered(answer),
@@ -679,7 +722,16 @@ impl Inner {
                 Err(_) => failed("slow", String::new(), Some(Fault::Failed)),
             },
             () = replica.gone_down() => failed("down", "it went down".into(), None),
+        };
+        match &mut attempt {
+            Attempt::Answered(answer) => answer.span = span,
+            Attempt::Failed { why, .. } => {
+                if let Some(span) = &mut span {
+                    span.set("error.type", *why);
+                }
+            }
         }
+        attempt
     }
 
     /// Passes an answer on.
@@ -692,14 +744,19 @@ impl Inner {
         place: Place,
         attempts: u32,
     ) -> Response {
-        let Answer { mut head, mut body, first, mut wire } = answer;
+        let Answer { mut head, mut body, first, mut wire, span: attempt } = answer;
         let streams = is_event_stream(&head.headers);
         let closes = head.headers.get(header::TRANSFER_ENCODING).is_none()
             && head.headers.get(header::CONTENT_LENGTH).is_none();
         strip_hop_by_hop(&mut head.headers);
+        if streams {
+            // The counts that were asked for in the client's stead are taken out again.
+            head.headers.remove(header::CONTENT_LENGTH);
+        }
         say(&mut head.headers, replica, &ready, &model.name, attempts);
         let status = head.status;
-        let Ready { asked, name, choice, prompt_tokens, text, session, needs_usage, permit, .. } = ready;
+        let Ready { asked, name, choice, prompt_tokens, text, session, needs_usage, span, permit, .. } =
+            ready;
         let client = asked.key.as_ref().map_or(0, |key| key.number);
         self.quality.decided(asked.id.as_bytes(), &model.name, choice.score, client);
         let story = Story {
@@ -718,6 +775,7 @@ impl Inner {
             session,
             prompt: self.log_prompts.then_some(text),
             key: asked.key,
+            spans: [attempt, span],
             permit,
         };
         if status.is_client_error() || status.is_server_error() {
@@ -826,11 +884,19 @@ fn forwarded_headers(mut headers: HeaderMap, id: &HeaderValue, keyed: bool) -> H
     headers
 }
 
-fn outgoing(replica: &Replica, ready: &Ready<'_>, body: &Bytes) -> Outgoing {
+fn outgoing(
+    replica: &Replica,
+    ready: &Ready<'_>,
+    body: &Bytes,
+    traceparent: Option<&HeaderValue>,
+) -> Outgoing {
     let mut request = hyper::Request::new(Full::new(body.clone()));
     *request.method_mut() = Method::POST;
     *request.uri_mut() = replica.pool.target(ready.uri.path_and_query());
     *request.headers_mut() = ready.headers.clone();
+    if let Some(traceparent) = traceparent {
+        request.headers_mut().insert(TRACEPARENT, traceparent.clone());
+    }
     replica.pool.introduce(request.headers_mut());
     request
 }
@@ -877,7 +943,7 @@ async fn exchange(
     if first.is_none() && is_event_stream(&head.headers) {
         return Err((Fault::Failed, "its stream ended before it began".into()));
     }
-    Ok(Box::new(Answer { head, body, first, wire }))
+    Ok(Box::new(Answer { head, body, first, wire, span: None }))
 }
 
 /// The rest of an error's body; as much of it as matters.

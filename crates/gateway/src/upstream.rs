@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http_body::{Body, Frame};
 use http_body_util::Full;
-use hyper::Uri;
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{Connection, SendRequest, handshake};
 use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::http::uri::{Authority, PathAndQuery};
+use hyper::{StatusCode, Uri};
 use hyper_util::rt::TokioIo;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -24,11 +24,12 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::credentials::{UpstreamKeys, UpstreamTls};
-use crate::replica::Upstream;
 
 /// Idle connections are dropped before engines close them (llama.cpp says after 5 s).
 const IDLE: Duration = Duration::from_secs(4);
 const CONNECT: Duration = Duration::from_secs(5);
+/// Largest answer that is read as a whole.
+const LARGEST_PAGE: usize = 4 << 20;
 
 /// A request to a replica.
 pub(crate) type Outgoing = hyper::Request<Full<Bytes>>;
@@ -95,10 +96,10 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
-    /// `None` if the replica's address is none.
-    pub(crate) fn new(upstream: &Upstream, tls: &UpstreamTls, keys: &UpstreamKeys) -> Option<Self> {
-        let address = Address::parse(&upstream.url)?;
-        let name = match &upstream.host {
+    /// For an engine at `url`, called by the name in `host` if that is not the URL's; `None` if one of them is none.
+    pub(crate) fn new(url: &str, host: Option<&str>, tls: &UpstreamTls, keys: &UpstreamKeys) -> Option<Self> {
+        let address = Address::parse(url)?;
+        let name = match host {
             Some(host) => host.parse().ok()?,
             None => address.authority.clone(),
         };
@@ -159,6 +160,31 @@ impl Pool {
             None => Box::new(socket),
             Some((tls, name)) => Box::new(tls.0.connect(name.clone(), socket).await?),
         })
+    }
+
+    /// A small request on a kept or a new connection, and its whole answer; `None` if there is none, or too much of it.
+    pub(crate) async fn ask(&self, request: impl Fn() -> Outgoing) -> Option<(StatusCode, Vec<u8>)> {
+        let kept = match self.take() {
+            Some(mut wire) => wire.send(request()).await.ok().map(|answer| (wire, answer)),
+            None => None,
+        };
+        let (mut wire, answer) = if let Some(kept) = kept {
+            kept
+        } else {
+            let mut wire = self.connect().await.ok()?;
+            let answer = wire.send(request()).await.ok()?;
+            (wire, answer)
+        };
+        let (head, mut body) = answer.into_parts();
+        let mut whole = Vec::new();
+        while let Some(frame) = wire.frame(&mut body).await {
+            whole.extend_from_slice(&frame.ok()?.into_data().unwrap_or_default());
+            if whole.len() > LARGEST_PAGE {
+                return None;
+            }
+        }
+        self.give_back(wire);
+        Some((head.status, whole))
     }
 
     /// Keeps a connection whose answer has been read to its end.

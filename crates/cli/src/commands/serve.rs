@@ -115,6 +115,9 @@ struct AccessArgs {
     /// Append a line of JSON per answer: a trace that `plan`, `simulate` and `bench` read.
     #[arg(long, value_name = "FILE")]
     decisions: Option<PathBuf>,
+    /// Send traces as OTLP over HTTP (JSON) to this collector, such as `http://127.0.0.1:4318`. Callers' traces are continued.
+    #[arg(long, value_name = "URL", env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
+    otlp: Option<String>,
     /// Log prompts too.
     #[arg(long, requires = "decisions")]
     log_prompts: bool,
@@ -202,6 +205,7 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
             log_prompts: args.access.log_prompts,
             allow_origins: args.access.allow_origins.clone(),
             upstream_tls: upstream_tls(&args.engines)?,
+            otlp: args.access.otlp.clone(),
             hedge: args.routing.hedge,
         };
         let gateway = Gateway::new(routes(planned.as_ref())?, settings).map_err(Failure::told)?;

@@ -10,6 +10,7 @@ mod operations;
 mod profile;
 mod routing;
 mod soak;
+mod traces;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
