@@ -1,42 +1,79 @@
 #!/bin/sh
 # Real clients through the gateway to two real engines: openai-python, LangChain, openai-node and curl, unmodified, against
-# llama.cpp's server with two models of random weights and different size. The first run installs the clients into FOLDER
-# (Python's venv and npm; 300 MB), later ones use them.
+# llama.cpp's server with two models of random weights and different size; and the conformance suite llm-comply, against an
+# engine that conforms (llama.cpp leaves out required keys).
+# Needs python3 with venv, and curl; node and npm for openai-node, which is left out with a word where they are absent.
+# Clients and engines come from PyPI and npm, in the versions named here, into a folder that goes afterwards; a FOLDER that is
+# named is kept and used again (500 MB).
 # usage: validation/gateway/clients.sh [BOUTE [FOLDER]]
 set -eu
 here="$(cd "$(dirname "$0")" && pwd)"
 boute="${1:-$here/../../target/release/boute}"
-folder="${2:-$here/../../out/clients}"
-mkdir -p "$folder"
-folder="$(cd "$folder" && pwd)"
-python="$folder/venv/bin/python"
-if [ ! -e "$folder/installed" ]; then
-  python3 -m venv "$folder/venv"
-  "$python" -m pip install -q xllamacpp gguf numpy openai langchain-openai
-  (cd "$folder" && npm install --silent --no-audit --no-fund openai)
-  touch "$folder/installed"
-fi
-cp "$here/clients.mjs" "$folder/"
+
+needs() { command -v "$1" > /dev/null || { echo "clients.sh needs $1: $2" >&2; exit 2; }; }
+needs curl "apt-get install curl"
+needs python3 "apt-get install python3 python3-venv"
+python3 -c 'import ensurepip, venv' 2> /dev/null || { echo "clients.sh needs venv: apt-get install python3-venv" >&2; exit 2; }
+[ -x "$boute" ] || { echo "no program at $boute: cargo build --release, or name another" >&2; exit 2; }
 
 pids=""
-trap 'kill $pids 2> /dev/null || true' EXIT
-start() { "$@" & pids="$pids $!"; }
-start "$python" "$here/../../examples/llama_cpp_engine.py" "$folder/small" 18291 2 > "$folder/small.log" 2>&1
-start "$python" "$here/../../examples/llama_cpp_engine.py" "$folder/large" 18292 8 > "$folder/large.log" 2>&1
-for port in 18291 18292; do
-  until curl -fs "http://127.0.0.1:$port/health" > /dev/null; do sleep 0.2; done
-done
-start "$boute" serve --replica small=http://127.0.0.1:18291 --replica large=http://127.0.0.1:18292 \
-  --alias gpt-4o=large --listen 127.0.0.1:18280 --decisions "$folder/decisions.jsonl"
-url=http://127.0.0.1:18280
-until curl -fs "$url/health" > /dev/null; do sleep 0.1; done
+temporary=""
+leave() {
+  # shellcheck disable=SC2086
+  kill $pids 2> /dev/null || true
+  [ -z "$temporary" ] || rm -rf "$temporary"
+}
+trap leave EXIT
+trap 'exit 1' INT TERM
+if [ $# -ge 2 ]; then mkdir -p "$2"; folder="$(cd "$2" && pwd)"; else temporary="$(mktemp -d)"; folder="$temporary"; fi
+python="$folder/venv/bin/python"
+
+if [ ! -e "$folder/python-installed" ]; then
+  python3 -m venv "$folder/venv"
+  "$python" -m pip install --quiet --disable-pip-version-check --retries 5 \
+    xllamacpp==2026.10.11549 gguf numpy openai==3.57.0 langchain-openai==1.7.4 llm-comply==0.5.0
+  touch "$folder/python-installed"
+fi
+node=""
+if command -v node > /dev/null && command -v npm > /dev/null; then
+  node=yes
+  [ -d "$folder/node_modules/openai" ] || (cd "$folder" && npm install --silent --no-audit --no-fund openai@7.57.0)
+  cp "$here/clients.mjs" "$folder/"
+fi
+
+# Runs a server and waits until it answers; its words are shown if it does not.
+serve() {
+  log="$folder/$1.log"; url="$2"; shift 2
+  "$@" > "$log" 2>&1 &
+  pids="$pids $!"
+  for _ in $(seq 300); do
+    curl -fs "$url/health" > /dev/null && return
+    kill -0 $! 2> /dev/null || break
+    sleep 0.2
+  done
+  echo "FAIL  $1 did not start:"; cat "$log"; exit 1
+}
+ports="$("$python" -c 'import socket
+sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(5)]
+print(*(socket.getsockname()[1] for socket in sockets))')"
+# shellcheck disable=SC2086
+set -- $ports
+engine="$here/../../examples/llama_cpp_engine.py"
+serve small "http://127.0.0.1:$1" "$python" "$engine" "$folder/small" "$1" 2
+serve large "http://127.0.0.1:$2" "$python" "$engine" "$folder/large" "$2" 8
+serve exact "http://127.0.0.1:$5" "$python" "$here/conforming_engine.py" "$5"
+url="http://127.0.0.1:$3"
+serve boute "$url" "$boute" serve --replica "small=http://127.0.0.1:$1" --replica "large=http://127.0.0.1:$2" \
+  --replica "exact=http://127.0.0.1:$5" \
+  --alias gpt-4o=large --listen "127.0.0.1:$3" --admin "127.0.0.1:$4" --decisions "$folder/decisions.jsonl"
 
 "$python" "$here/clients.py" "$url/v1"
-(cd "$folder" && node clients.mjs "$url/v1")
+if [ -n "$node" ]; then (cd "$folder" && node clients.mjs "$url/v1"); else echo "skip  openai-node: no node or npm here"; fi
 stream="$(curl -sN "$url/v1/chat/completions" -H 'content-type: application/json' \
   -d '{"model":"small","stream":true,"max_tokens":4,"messages":[{"role":"user","content":"hello"}]}')"
 case "$stream" in
   data:*"data: [DONE]"*) echo "ok    curl -N" ;;
   *) echo "FAIL  curl -N: $stream"; exit 1 ;;
 esac
+"$folder/venv/bin/llm-comply" -u "$url/v1" -k x -m exact --format openai-chat
 echo "all clients pass"

@@ -11,6 +11,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::dashboard;
+use crate::discovery::Fleet;
 use crate::http::{Request, Response, Service, json_response, read_body, serve, text_response};
 use crate::metrics::{describe, label, sample};
 use crate::openai::Failure;
@@ -96,14 +97,14 @@ impl Admin {
         let like = routes.replicas().find(|replica| replica.model == model);
         let upstream = Upstream {
             url,
+            host: None,
             speed: like.map_or(EQUAL_SPEED, |it| it.speed),
             expected_output_tokens: like.map(|it| it.expected_output_tokens),
             model,
         };
         self.change(move |fleet| {
             fleet.removed.retain(|removed| *removed != upstream.url);
-            let known = fleet.config.upstreams.iter().chain(&fleet.added);
-            if !known.into_iter().any(|it| it.url == upstream.url && it.model == upstream.model) {
+            if !fleet.upstreams().iter().any(|it| it.url == upstream.url && it.model == upstream.model) {
                 fleet.added.push(upstream);
             }
         })
@@ -119,13 +120,13 @@ impl Admin {
         let gone = Arc::clone(gone);
         self.change(move |fleet| {
             fleet.added.retain(|it| !(it.model == gone.model && gone.serves(&it.url)));
-            if fleet.config.upstreams.iter().any(|it| it.model == gone.model && gone.serves(&it.url)) {
+            if fleet.upstreams().iter().any(|it| it.model == gone.model && gone.serves(&it.url)) {
                 fleet.removed.push(gone.url.clone());
             }
         })
     }
 
-    fn change(&self, change: impl FnOnce(&mut crate::serve::Fleet)) -> Result<Response, Failure> {
+    fn change(&self, change: impl FnOnce(&mut Fleet)) -> Result<Response, Failure> {
         let changed = self.0.change(|fleet| {
             change(fleet);
             Ok(())
@@ -180,10 +181,12 @@ impl Inner {
         let (in_flight, waiting) = self.admission.counts();
         let swaps = self.plan_swaps.get();
         let dropped = self.decisions.as_ref().map_or(0, crate::decisions::DecisionLog::dropped);
+        let lost = self.tracer.as_ref().map_or(0, |tracer| tracer.dropped.get());
         for (name, kind, help, value) in [
             ("boute_requests_in_flight", "gauge", "Requests inside.", in_flight as u64),
             ("boute_requests_waiting", "gauge", "Requests in the queue.", waiting as u64),
             ("boute_plan_swaps_total", "counter", "Plans swapped in.", swaps),
+            ("boute_spans_dropped_total", "counter", "Spans the collector had no time for.", lost),
             ("boute_log_lines_dropped_total", "counter", "Lines the log had no time for.", dropped),
         ] {
             describe(&mut out, name, kind, help);
@@ -192,6 +195,14 @@ impl Inner {
         let name = "boute_retries_total";
         describe(&mut out, name, "counter", "Attempts given up for another replica, by reason.");
         self.retries.write(&mut out, name, "reason");
+        let name = "boute_hedges_total";
+        describe(
+            &mut out,
+            name,
+            "counter",
+            "Requests that two replicas were asked at once, by which answered.",
+        );
+        self.hedges.write(&mut out, name, "winner");
         let name = "boute_errors_total";
         describe(&mut out, name, "counter", "Requests that the gateway answered with an error, by code.");
         self.errors.write(&mut out, name, "error_type");

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::header;
-use hyper::{StatusCode, Uri};
+use hyper::StatusCode;
+use hyper::http::uri::PathAndQuery;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
@@ -16,8 +16,6 @@ use crate::serve::Inner;
 
 /// A check that takes longer has failed.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Largest page of metrics that is read.
-const LARGEST_PAGE: usize = 4 << 20;
 
 impl Inner {
     /// Checks all replicas again and again; never ends.
@@ -49,33 +47,12 @@ async fn check(replica: &Replica) {
     }
 }
 
-/// One request on a kept or a new connection.
 async fn get(replica: &Replica, path: &'static str) -> Option<(StatusCode, Vec<u8>)> {
     let request = || {
         let mut request = hyper::Request::new(Full::new(Bytes::new()));
-        *request.uri_mut() = Uri::from_static(path);
-        request.headers_mut().insert(header::HOST, replica.pool.host.clone());
+        *request.uri_mut() = replica.pool.target(Some(&PathAndQuery::from_static(path)));
+        replica.pool.introduce(request.headers_mut());
         request
     };
-    let kept = match replica.pool.take() {
-        Some(mut wire) => wire.send(request()).await.ok().map(|answer| (wire, answer)),
-        None => None,
-    };
-    let (mut wire, answer) = if let Some(kept) = kept {
-        kept
-    } else {
-        let mut wire = replica.pool.connect().await.ok()?;
-        let answer = wire.send(request()).await.ok()?;
-        (wire, answer)
-    };
-    let (head, mut body) = answer.into_parts();
-    let mut page = Vec::new();
-    while let Some(frame) = wire.frame(&mut body).await {
-        page.extend_from_slice(&frame.ok()?.into_data().unwrap_or_default());
-        if page.len() > LARGEST_PAGE {
-            return None;
-        }
-    }
-    replica.pool.give_back(wire);
-    Some((head.status, page))
+    replica.pool.ask(request).await
 }

@@ -97,6 +97,7 @@ impl EmulatedReplicas {
                 upstreams.push(Upstream {
                     model: group.model.clone(),
                     url: format!("http://{}", socket.local_addr()?),
+                    host: None,
                     speed: spec.speed,
                     expected_output_tokens: Some(spec.expected_output_tokens),
                 });

@@ -21,6 +21,7 @@ use crate::replica::{Fault, Place, Replica};
 use crate::routes::Choice;
 use crate::serve::Inner;
 use crate::sse::{Usage, Watch};
+use crate::trace::Span;
 use crate::traffic::{Ending, ModelTraffic};
 use crate::upstream::Wire;
 
@@ -45,12 +46,14 @@ pub(crate) struct Story {
     /// Kept only if prompts are logged.
     pub(crate) prompt: Option<String>,
     pub(crate) key: Option<Arc<Key>>,
+    /// Of the attempt that was answered, and of the request.
+    pub(crate) spans: [Option<Span>; 2],
     pub(crate) permit: Permit,
 }
 
 impl Story {
     /// The answer has ended; `first` is when its first byte came, `counted` its tokens.
-    pub(crate) fn end(self, ending: Ending, first: Option<Instant>, counted: Option<Usage>, chunks: u64) {
+    pub(crate) fn end(mut self, ending: Ending, first: Option<Instant>, counted: Option<Usage>, chunks: u64) {
         let e2e = self.arrived.elapsed();
         let ttft = first.map(|first| first.duration_since(self.arrived));
         self.traffic.ended(self.endpoint, ending, ttft, e2e, counted);
@@ -87,6 +90,30 @@ impl Story {
                     e2e_ms: milliseconds(e2e),
                 },
             });
+        }
+        for span in self.spans.iter_mut().flatten() {
+            span.set("gen_ai.response.model", &*self.model);
+            span.set("gen_ai.usage.input_tokens", usage.prompt_tokens);
+            span.set("gen_ai.usage.output_tokens", usage.completion_tokens);
+            span.set("http.response.status_code", self.status);
+            match ending {
+                Ending::Done => {}
+                Ending::Error => span.set("error.type", self.status.to_string()),
+                Ending::Broken | Ending::Cancelled => span.set("error.type", ending.name()),
+            }
+        }
+        if let [_, Some(span)] = &mut self.spans {
+            span.set("boute.reason", &*self.choice.reason);
+            span.set("boute.attempts", self.attempts);
+            if let Some(score) = self.choice.score {
+                span.set("boute.score", score);
+            }
+            if let Some(ttft) = ttft {
+                span.set("boute.ttft_ms", ttft.as_secs_f64() * 1e3);
+            }
+            if let Some(session) = &self.session {
+                span.set("gen_ai.conversation.id", &**session);
+            }
         }
         drop(self.permit);
     }

@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 use crate::affinity::ReplicaId;
 use crate::engine_metrics::EngineLoad;
 use crate::metrics::Counter;
-use crate::upstream::Pool;
+use crate::upstream::{Pool, plain};
 
 /// Failures in a row after which a replica is left out.
 const FAILURES: u32 = 3;
@@ -32,6 +32,8 @@ pub struct Upstream {
     pub model: String,
     /// Its address, such as `http://127.0.0.1:8000`.
     pub url: String,
+    /// `host` or `host:port` that it is called by, in requests and certificates, where that is not the URL's.
+    pub host: Option<String>,
     /// What the balancer knows of its speed.
     pub speed: ReplicaSpeed,
     /// Answer length the balancer expects of it; `None` if not known.
@@ -101,20 +103,23 @@ impl Replica {
         self.url == plain(url)
     }
 
-    /// Whether a new replica for `upstream` would know nothing else.
-    pub(crate) fn is_as(&self, upstream: &Upstream) -> bool {
+    /// Whether a new replica for `upstream`, with that pool, would know nothing else.
+    pub(crate) fn is_as(&self, upstream: &Upstream, pool: &Pool) -> bool {
         let expected = upstream.expected_output_tokens.unwrap_or(EXPECTED_ANSWER);
-        self.speed == upstream.speed && self.expected_output_tokens == expected
+        self.speed == upstream.speed
+            && self.expected_output_tokens == expected
+            && self.pool.host == pool.host
+            && self.pool.key == pool.key
     }
 
-    /// `None` if the address is none. What is known of `before`, the same replica under an older plan, is kept.
-    pub(crate) fn new(upstream: &Upstream, id: ReplicaId, before: Option<&Self>) -> Option<Self> {
+    /// What is known of `before`, the same replica under an older plan, is kept.
+    pub(crate) fn new(upstream: &Upstream, pool: Pool, id: ReplicaId, before: Option<&Self>) -> Self {
         let url = plain(&upstream.url).to_owned();
-        Some(Self {
+        Self {
             id,
             name: format!("{}-{id}", upstream.model),
             model: upstream.model.clone(),
-            pool: Pool::new(&url)?,
+            pool,
             url,
             speed: upstream.speed,
             expected_output_tokens: upstream.expected_output_tokens.unwrap_or(EXPECTED_ANSWER),
@@ -122,7 +127,7 @@ impl Replica {
             load: before.map(|it| Arc::clone(&it.load)).unwrap_or_default(),
             health: before.map(|it| Arc::clone(&it.health)).unwrap_or_default(),
             went_down: before.map(|it| Arc::clone(&it.went_down)).unwrap_or_default(),
-        })
+        }
     }
 
     /// Its load, that by others included.
@@ -253,11 +258,6 @@ impl Replica {
     }
 }
 
-/// An address without what clients like to add to it.
-fn plain(url: &str) -> &str {
-    url.trim_end_matches('/').trim_end_matches("/v1")
-}
-
 /// A request's place on a replica; gives everything back when dropped, whatever happened.
 #[derive(Debug)]
 pub(crate) struct Place {
@@ -297,6 +297,7 @@ impl Drop for Place {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::credentials::{UpstreamKeys, UpstreamTls};
 
     fn replica() -> Replica {
         let speed = ReplicaSpeed {
@@ -307,10 +308,12 @@ mod tests {
         let upstream = Upstream {
             model: "m".into(),
             url: "http://127.0.0.1:1/v1/".into(),
+            host: None,
             speed,
             expected_output_tokens: Some(10),
         };
-        Replica::new(&upstream, 0, None).unwrap()
+        let pool = Pool::new(&upstream.url, None, &UpstreamTls::default(), &UpstreamKeys::default()).unwrap();
+        Replica::new(&upstream, pool, 0, None)
     }
 
     #[test]

@@ -13,9 +13,11 @@ use boute_spec::plan::PlanDraft;
 use boute_spec::policy::RoutingPolicy;
 use hyper::header::{HeaderMap, HeaderName};
 
+use crate::credentials::UpstreamKeys;
 use crate::openai::{Endpoint, Failure};
 use crate::replica::{Replica, Upstream};
 use crate::traffic::ModelTraffic;
+use crate::upstream::Address;
 
 /// Model name by which the plan's policy decides.
 pub const AUTO: &str = "auto";
@@ -35,6 +37,10 @@ pub struct RoutesConfig {
     pub scorer: Option<Arc<Scorer>>,
     /// The engines.
     pub upstreams: Vec<Upstream>,
+    /// Names behind which there is a replica at each of their addresses, which come and go.
+    pub discover: Vec<Upstream>,
+    /// Which API key goes to which engine.
+    pub upstream_keys: UpstreamKeys,
     /// How a replica is picked.
     pub balancing: Balancing,
     /// Other names: for a model, or for a form of `auto`.
@@ -56,6 +62,12 @@ pub enum GatewayError {
     /// A replica's address is none.
     #[error("`{url}` is not an address of a replica; write it like `http://127.0.0.1:8000`")]
     Url {
+        /// What was given.
+        url: String,
+    },
+    /// A collector's address is none.
+    #[error("`{url}` is not an address of a collector of traces; write it like `http://127.0.0.1:4318`")]
+    Collector {
         /// What was given.
         url: String,
     },
@@ -152,6 +164,13 @@ impl Routes {
         for upstream in &config.upstreams {
             let made = replica(upstream).ok_or_else(|| GatewayError::Url { url: upstream.url.clone() })?;
             replicas.entry(upstream.model.clone()).or_default().push(made);
+        }
+        for service in &config.discover {
+            if Address::parse(&service.url).is_none() {
+                return Err(GatewayError::Url { url: service.url.clone() });
+            }
+            // Served even while nobody is there.
+            replicas.entry(service.model.clone()).or_default();
         }
         let names: Vec<String> = replicas.keys().cloned().collect();
         let index = |by: &'static str, model: &str| {

@@ -7,7 +7,7 @@
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use boute_router::balance::{Balancing, Candidate, RequestSize, pick};
@@ -24,22 +24,26 @@ use tokio::time::timeout;
 
 use crate::admission::{Admission, AdmissionLimits, Permit};
 use crate::affinity::{Affinity, Blocks};
+use crate::credentials::{UpstreamKeys, UpstreamTls};
 use crate::decisions::DecisionLog;
+use crate::discovery::Fleet;
+use crate::hedge::Sent;
 use crate::http::{ClientLimits, Request, Response, Service, full, json_response, read_body, serve};
 use crate::keys::{Key, Keys};
 use crate::metrics::{Counter, CounterOf, Histogram, OVERHEAD_S};
 use crate::openai::{Endpoint, Failure, Peek, openai_error};
 use crate::quality::Quality;
 use crate::relay::{Begun, Relay, Story};
-use crate::replica::{Fault, Place, Replica, Upstream};
+use crate::replica::{Fault, Place, Replica};
 use crate::routes::{Choice, GatewayError, Model, Routes, RoutesConfig, header_text};
 use crate::sse::Watch;
 use crate::tls::Tls;
+use crate::trace::{Exporter, Span, TRACEPARENT, Tracer};
 use crate::traffic::Ending;
-use crate::upstream::{Outgoing, Wire};
+use crate::upstream::{Outgoing, Pool, Wire};
 
 /// Replicas that one request is sent to, at most.
-const MOST_ATTEMPTS: u32 = 3;
+const MOST_ATTEMPTS: usize = 3;
 /// Longest error of an engine that is passed on.
 const LONGEST_ERROR: usize = 64 << 10;
 /// A kept connection that breaks off this soon was closed by the engine before the request came.
@@ -89,27 +93,28 @@ pub struct Settings {
     pub log_prompts: bool,
     /// Origins of web pages that may ask; `*` for all.
     pub allow_origins: Vec<String>,
+    /// Which certificates of engines are trusted.
+    pub upstream_tls: UpstreamTls,
+    /// The collector that traces go to, if any, such as `http://127.0.0.1:4318`.
+    pub otlp: Option<String>,
+    /// Another replica is asked too when a stream has not begun in the time in which this share of its model's do.
+    pub hedge: Option<f64>,
 }
 
 /// A gateway; clones are the same one.
 #[derive(Clone)]
 pub struct Gateway(pub(crate) Arc<Inner>);
 
-/// What replicas there are besides those of the configuration.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Fleet {
-    pub(crate) config: RoutesConfig,
-    pub(crate) added: Vec<Upstream>,
-    pub(crate) removed: Vec<String>,
-    next_id: u64,
-}
-
 pub(crate) struct Inner {
     pub(crate) limits: Limits,
     pub(crate) decisions: Option<DecisionLog>,
     log_prompts: bool,
     allow_origins: Vec<String>,
-    pub(crate) fleet: Mutex<Fleet>,
+    upstream_tls: UpstreamTls,
+    hedge: Option<f64>,
+    pub(crate) tracer: Option<Arc<Tracer>>,
+    exporter: Mutex<Option<Exporter>>,
+    fleet: Mutex<Fleet>,
     routes: RwLock<Arc<Routes>>,
     keys: RwLock<Option<Arc<Keys>>>,
     pub(crate) admission: Arc<Admission>,
@@ -122,6 +127,7 @@ pub(crate) struct Inner {
     turn: AtomicU64,
     pub(crate) stopping: AtomicBool,
     pub(crate) retries: CounterOf,
+    pub(crate) hedges: CounterOf,
     pub(crate) errors: CounterOf,
     pub(crate) plan_swaps: Counter,
     pub(crate) overhead: Histogram,
@@ -152,11 +158,20 @@ impl Gateway {
     /// # Errors
     /// If policy, scorer, replicas and names do not fit together, or the log cannot be written.
     pub fn new(config: RoutesConfig, settings: Settings) -> Result<Self, GatewayError> {
+        let collector = settings.otlp.map(|url| {
+            let pool = Pool::new(&url, None, &settings.upstream_tls, &UpstreamKeys::default());
+            pool.ok_or(GatewayError::Collector { url })
+        });
+        let (tracer, exporter) = collector.transpose()?.map(Tracer::new).unzip();
         let inner = Inner {
             limits: settings.limits,
             decisions: settings.decisions.as_deref().map(DecisionLog::open).transpose()?,
             log_prompts: settings.log_prompts,
             allow_origins: settings.allow_origins,
+            upstream_tls: settings.upstream_tls,
+            hedge: settings.hedge,
+            tracer,
+            exporter: Mutex::new(exporter),
             fleet: Mutex::default(),
             routes: RwLock::new(Arc::new(Routes::new(
                 RoutesConfig::default(),
@@ -177,6 +192,7 @@ impl Gateway {
             turn: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
             retries: CounterOf::default(),
+            hedges: CounterOf::default(),
             errors: CounterOf::default(),
             plan_swaps: Counter::default(),
             overhead: Histogram::new(&OVERHEAD_S),
@@ -222,14 +238,27 @@ impl Gateway {
                 inner.stopping.store(true, Relaxed);
             }
         };
+        inner.look_up_names().await;
         let served = serve(Arc::clone(inner), listener, inner.limits.client, tls, stop.clone());
+        let mut exporter = inner.exporter.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let export = async {
+            match &mut exporter {
+                Some(exporter) => exporter.run().await,
+                None => std::future::pending().await,
+            }
+        };
         let watched = async {
             tokio::select! {
                 () = inner.watch_replicas() => {}
+                () = inner.watch_names() => {}
+                () = export => {}
                 () = served => {}
             }
         };
         tokio::join!(stopping, watched);
+        if let Some(exporter) = &mut exporter {
+            exporter.flush().await;
+        }
     }
 }
 
@@ -239,23 +268,23 @@ impl Inner {
         &self,
         change: impl FnOnce(&mut Fleet) -> Result<(), GatewayError>,
     ) -> Result<(), GatewayError> {
-        let mut fleet = self.fleet.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut fleet = self.fleet();
         let mut next = fleet.clone();
         change(&mut next)?;
         let now = self.routes();
-        let mut config = next.config.clone();
-        config.upstreams.extend(next.added.iter().cloned());
-        config.upstreams.retain(|upstream| !next.removed.contains(&upstream.url));
+        let config = RoutesConfig { upstreams: next.upstreams(), ..next.config.clone() };
         let routes = Routes::new(
             config,
             |upstream| {
+                let (host, keys) = (upstream.host.as_deref(), &next.config.upstream_keys);
+                let pool = Pool::new(&upstream.url, host, &self.upstream_tls, keys)?;
                 let old = now.replicas().find(|it| it.model == upstream.model && it.serves(&upstream.url));
-                if let Some(old) = old.filter(|old| old.is_as(upstream)) {
+                if let Some(old) = old.filter(|old| old.is_as(upstream, &pool)) {
                     return Some(Arc::clone(old));
                 }
                 let id = old.map_or(next.next_id, |old| old.id);
                 next.next_id += u64::from(old.is_none());
-                Replica::new(upstream, id, old.map(|old| &**old)).map(Arc::new)
+                Some(Arc::new(Replica::new(upstream, pool, id, old.map(|old| &**old))))
             },
             |model| {
                 let old = now.models.iter().find(|old| &*old.name == model);
@@ -265,6 +294,10 @@ impl Inner {
         *fleet = next;
         *self.routes.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(routes);
         Ok(())
+    }
+
+    pub(crate) fn fleet(&self) -> MutexGuard<'_, Fleet> {
+        self.fleet.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn routes(&self) -> Arc<Routes> {
@@ -427,7 +460,7 @@ struct Asked<'a> {
 }
 
 /// One request, read and decided on: what each attempt needs.
-struct Ready<'a> {
+pub(crate) struct Ready<'a> {
     asked: Asked<'a>,
     name: String,
     choice: Choice,
@@ -438,11 +471,12 @@ struct Ready<'a> {
     session: Option<String>,
     streams: bool,
     needs_usage: bool,
+    span: Option<Span>,
     permit: Permit,
 }
 
 /// What became of one attempt.
-enum Attempt {
+pub(crate) enum Attempt {
     Answered(Box<Answer>),
     /// The answer is given up; with a fault if the replica is to blame for it.
     Failed {
@@ -453,11 +487,12 @@ enum Attempt {
 }
 
 /// The head of an answer and its first piece.
-struct Answer {
+pub(crate) struct Answer {
     head: response::Parts,
     body: Incoming,
     first: Option<Bytes>,
     wire: Wire,
+    span: Option<Span>,
 }
 
 impl Inner {
@@ -475,7 +510,12 @@ impl Inner {
         let client = asked.key.as_ref().map_or_else(|| client_of(asked.peer), |key| key.number);
         let permit = self.admission.enter(client).await.ok_or_else(Failure::overloaded)?;
         self.budget.earn();
+        let mut span = self.tracer.as_ref().and_then(|tracer| tracer.request(&parts.headers));
+        if let Some(span) = &mut span {
+            span.name(asked.endpoint.operation(), &name);
+        }
         let ready = Ready {
+            span,
             prompt_tokens: text.tokens(&parts.headers),
             session: header_text(&parts.headers, &SESSION).map(str::to_owned),
             text: text.text,
@@ -520,7 +560,11 @@ impl Inner {
                 Err((returned, why)) => (ready, failure) = (*returned, Some(why)),
             }
         }
-        Err(failure.unwrap_or_else(|| Failure::no_replica(&chosen.name)))
+        let failure = failure.unwrap_or_else(|| Failure::no_replica(&chosen.name));
+        if let Some(span) = &mut ready.span {
+            span.set("error.type", failure.code.unwrap_or_default());
+        }
+        Err(failure)
     }
 
     /// Tries replicas of `model` until one answers. Gives the request back if none does.
@@ -537,28 +581,41 @@ impl Inner {
             .then(|| Blocks::new(&model.name, &ready.text, ready.session.as_deref()));
         let mut tried: Vec<u64> = Vec::new();
         let mut failure = Failure::no_replica(&model.name);
-        for attempt in 1..=MOST_ATTEMPTS {
+        while tried.len() < MOST_ATTEMPTS {
             let Some(replica) = self.pick(routes, model, &tried, size, blocks.as_ref()) else { break };
             if let Some(blocks) = &blocks {
                 self.affinity.sent(blocks, replica.id);
             }
             let place = Place::take(replica, ready.prompt_tokens);
-            if attempt == 1 {
+            if tried.is_empty() {
                 model.traffic.decisions.add(1);
                 self.overhead.observe_time(ready.asked.arrived.elapsed());
             }
             tried.push(replica.id);
-            let more = attempt < MOST_ATTEMPTS && tried.len() < model.replicas.len();
-            let (why, refused) = match self.attempt(replica, &ready, body).await {
-                Attempt::Answered(answer) => match self.judge(replica, answer.head.status) {
-                    Verdict::Busy if more && attempt == 1 => ("busy", false),
+            let ((replica, place), attempt) = match self.hedge.filter(|_| ready.streams) {
+                None => ((replica, place), self.attempt(replica, &ready, body).await),
+                Some(share) => {
+                    let begins = &model.traffic.begins;
+                    let another = || self.hedge_with(routes, model, &mut tried, size, blocks.as_ref());
+                    // Boxed: whoever does not hedge has no room for two attempts.
+                    let raced =
+                        Box::pin(self.hedged(share, begins, &ready, body, (replica, place), another)).await;
+                    if let Some(blocks) = &blocks {
+                        self.affinity.sent(blocks, raced.0.0.id);
+                    }
+                    raced
+                }
+            };
+            let attempts = tried.len() as u32;
+            let more = tried.len() < MOST_ATTEMPTS.min(model.replicas.len());
+            self.book(replica, &attempt);
+            let (why, refused) = match attempt {
+                Attempt::Answered(answer) => match verdict(answer.head.status) {
+                    Verdict::Busy if more && attempts == 1 => ("busy", false),
                     Verdict::Failed if more && self.budget.spend() => ("status", false),
-                    _ => return Ok(self.respond(model, replica, ready, *answer, place, attempt).await),
+                    _ => return Ok(self.respond(model, replica, ready, *answer, place, attempts).await),
                 },
                 Attempt::Failed { why, cause, fault } => {
-                    if let Some(fault) = fault {
-                        replica.failed(fault, self.now_ms());
-                    }
                     failure = match why {
                         "slow" => Failure::too_slow(&model.name),
                         _ => Failure::unreachable(&model.name, &cause),
@@ -575,18 +632,37 @@ impl Inner {
         Err((Box::new(ready), failure))
     }
 
-    /// Books what an answer's status says of the replica.
-    fn judge(&self, replica: &Replica, status: StatusCode) -> Verdict {
-        match status {
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
-                replica.counts.backpressure.add(1);
-                Verdict::Busy
-            }
-            StatusCode::INTERNAL_SERVER_ERROR | StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT => {
-                replica.failed(Fault::Failed, self.now_ms());
-                Verdict::Failed
-            }
-            _ => Verdict::Fine,
+    /// A second replica for a request that waits for its first byte, if one is well and the budget allows it.
+    fn hedge_with<'m>(
+        &self,
+        routes: &Routes,
+        model: &'m Model,
+        tried: &mut Vec<u64>,
+        size: RequestSize,
+        blocks: Option<&Blocks>,
+    ) -> Option<Sent<'m>> {
+        if tried.len() >= MOST_ATTEMPTS {
+            return None;
+        }
+        let replica = self.pick(routes, model, tried, size, blocks)?;
+        (replica.is_well(self.now_ms()) && self.budget.spend()).then(|| {
+            tried.push(replica.id);
+            (replica, Place::take(replica, size.prompt_tokens))
+        })
+    }
+
+    /// Books what an attempt says of its replica.
+    pub(crate) fn book(&self, replica: &Replica, attempt: &Attempt) {
+        let fault = match attempt {
+            Attempt::Failed { fault, .. } => *fault,
+            Attempt::Answered(answer) => match verdict(answer.head.status) {
+                Verdict::Fine => None,
+                Verdict::Busy => return replica.counts.backpressure.add(1),
+                Verdict::Failed => Some(Fault::Failed),
+            },
+        };
+        if let Some(fault) = fault {
+            replica.failed(fault, self.now_ms());
         }
     }
 
@@ -626,10 +702,18 @@ impl Inner {
     }
 
     /// Sends the request to one replica and waits for the first piece of its answer.
-    async fn attempt(&self, replica: &Replica, ready: &Ready<'_>, body: &Bytes) -> Attempt {
-        let outgoing = || outgoing(replica, ready, body);
+    pub(crate) async fn attempt(&self, replica: &Replica, ready: &Ready<'_>, body: &Bytes) -> Attempt {
+        let mut span = ready.span.as_ref().and_then(Span::attempt);
+        let traceparent = span.as_ref().and_then(Span::traceparent);
+        let outgoing = || outgoing(replica, ready, body, traceparent.as_ref());
         let failed = |why, cause: String, fault| Attempt::Failed { why, cause, fault };
-        tokio::select! {
+        if let Some(span) = &mut span {
+            span.name(ready.asked.endpoint.operation(), &replica.model);
+            span.set("gen_ai.provider.name", "openai");
+            span.set("server.address", replica.pool.host.to_str().unwrap_or_default());
+            span.set("boute.replica", &*replica.name);
+        }
+        let mut attempt = tokio::select! {
             biased;
             exchanged = timeout(self.limits.first_byte, exchange(replica, outgoing)) => match exchanged {
                 Ok(Ok(answer)) => Attempt::Answered(answer),
@@ -638,7 +722,16 @@ impl Inner {
                 Err(_) => failed("slow", String::new(), Some(Fault::Failed)),
             },
             () = replica.gone_down() => failed("down", "it went down".into(), None),
+        };
+        match &mut attempt {
+            Attempt::Answered(answer) => answer.span = span,
+            Attempt::Failed { why, .. } => {
+                if let Some(span) = &mut span {
+                    span.set("error.type", *why);
+                }
+            }
         }
+        attempt
     }
 
     /// Passes an answer on.
@@ -651,14 +744,19 @@ impl Inner {
         place: Place,
         attempts: u32,
     ) -> Response {
-        let Answer { mut head, mut body, first, mut wire } = answer;
+        let Answer { mut head, mut body, first, mut wire, span: attempt } = answer;
         let streams = is_event_stream(&head.headers);
         let closes = head.headers.get(header::TRANSFER_ENCODING).is_none()
             && head.headers.get(header::CONTENT_LENGTH).is_none();
         strip_hop_by_hop(&mut head.headers);
+        if streams {
+            // The counts that were asked for in the client's stead are taken out again.
+            head.headers.remove(header::CONTENT_LENGTH);
+        }
         say(&mut head.headers, replica, &ready, &model.name, attempts);
         let status = head.status;
-        let Ready { asked, name, choice, prompt_tokens, text, session, needs_usage, permit, .. } = ready;
+        let Ready { asked, name, choice, prompt_tokens, text, session, needs_usage, span, permit, .. } =
+            ready;
         let client = asked.key.as_ref().map_or(0, |key| key.number);
         self.quality.decided(asked.id.as_bytes(), &model.name, choice.score, client);
         let story = Story {
@@ -677,6 +775,7 @@ impl Inner {
             session,
             prompt: self.log_prompts.then_some(text),
             key: asked.key,
+            spans: [attempt, span],
             permit,
         };
         if status.is_client_error() || status.is_server_error() {
@@ -707,11 +806,29 @@ impl Inner {
 }
 
 /// What a status says of a replica.
+#[derive(PartialEq)]
 enum Verdict {
     Fine,
     /// Backpressure is no fault: one try elsewhere, then it is passed on.
     Busy,
     Failed,
+}
+
+fn verdict(status: StatusCode) -> Verdict {
+    match status {
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => Verdict::Busy,
+        StatusCode::INTERNAL_SERVER_ERROR | StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT => {
+            Verdict::Failed
+        }
+        _ => Verdict::Fine,
+    }
+}
+
+impl Attempt {
+    /// Whether it came to an answer that nobody else would give better.
+    pub(crate) fn is_good(&self) -> bool {
+        matches!(self, Self::Answered(answer) if verdict(answer.head.status) == Verdict::Fine)
+    }
 }
 
 fn is_event_stream(headers: &HeaderMap) -> bool {
@@ -767,12 +884,20 @@ fn forwarded_headers(mut headers: HeaderMap, id: &HeaderValue, keyed: bool) -> H
     headers
 }
 
-fn outgoing(replica: &Replica, ready: &Ready<'_>, body: &Bytes) -> Outgoing {
+fn outgoing(
+    replica: &Replica,
+    ready: &Ready<'_>,
+    body: &Bytes,
+    traceparent: Option<&HeaderValue>,
+) -> Outgoing {
     let mut request = hyper::Request::new(Full::new(body.clone()));
     *request.method_mut() = Method::POST;
-    *request.uri_mut() = ready.uri.path_and_query().cloned().map_or_else(Uri::default, Uri::from);
+    *request.uri_mut() = replica.pool.target(ready.uri.path_and_query());
     *request.headers_mut() = ready.headers.clone();
-    request.headers_mut().insert(header::HOST, replica.pool.host.clone());
+    if let Some(traceparent) = traceparent {
+        request.headers_mut().insert(TRACEPARENT, traceparent.clone());
+    }
+    replica.pool.introduce(request.headers_mut());
     request
 }
 
@@ -818,7 +943,7 @@ async fn exchange(
     if first.is_none() && is_event_stream(&head.headers) {
         return Err((Fault::Failed, "its stream ended before it began".into()));
     }
-    Ok(Box::new(Answer { head, body, first, wire }))
+    Ok(Box::new(Answer { head, body, first, wire, span: None }))
 }
 
 /// The rest of an error's body; as much of it as matters.

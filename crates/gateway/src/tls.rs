@@ -20,7 +20,7 @@ pub enum TlsError {
     /// No PEM text, or none of the right kind.
     #[error("the {what} cannot be read: {cause}; give PEM text")]
     Pem {
-        /// `certificate` or `private key`.
+        /// `certificate`, `private key` or `certificate authority`.
         what: &'static str,
         /// What is wrong.
         cause: rustls_pki_types::pem::Error,
@@ -28,6 +28,9 @@ pub enum TlsError {
     /// Certificate and key do not belong together, or are of a kind that is not supported.
     #[error("certificate and private key do not go together: {0}")]
     Pair(#[from] tokio_rustls::rustls::Error),
+    /// A certificate is no authority's.
+    #[error("the certificate authority cannot be trusted: {0}")]
+    Authority(tokio_rustls::rustls::Error),
 }
 
 impl Tls {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::hedge::Begins;
 use crate::metrics::{Counter, E2E_S, Histogram, TOKENS, TPOT_S, TTFT_S, describe, label, sample};
 use crate::openai::Endpoint;
 use crate::sse::Usage;
@@ -49,6 +50,7 @@ pub(crate) struct ModelTraffic {
     per_token: Histogram,
     input_tokens: Histogram,
     output_tokens: Histogram,
+    pub(crate) begins: Begins,
 }
 
 impl Default for ModelTraffic {
@@ -61,6 +63,7 @@ impl Default for ModelTraffic {
             per_token: Histogram::new(&TPOT_S),
             input_tokens: Histogram::new(&TOKENS),
             output_tokens: Histogram::new(&TOKENS),
+            begins: Begins::default(),
         }
     }
 }

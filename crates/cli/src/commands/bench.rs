@@ -56,6 +56,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
     check_time_scale(args.time_scale)?;
+    crate::commands::mock::raise_descriptor_limit();
     let input = Input::read(&args.trace)?;
     let trace = parse_trace(&input.name, &input.text).map_err(Failure::told)?;
     let trace = trace.window(0..args.requests.unwrap_or(usize::MAX).clamp(1, trace.requests().len()));

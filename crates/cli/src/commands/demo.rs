@@ -134,7 +134,7 @@ fn replay(loaded: &Loaded, plan: &Plan, printer: Printer, seed: u64) -> Result<(
     let runtime = tokio::runtime::Runtime::new().map_err(Failure::unexpected)?;
     let progress = Progress::new(printer.quiet);
     let result = runtime.block_on(async {
-        let listener = bind((Ipv4Addr::LOCALHOST, 0).into()).await?;
+        let listener = bind((Ipv4Addr::LOCALHOST, 0).into(), "--listen").await?;
         let fleet =
             emulate_fleet(plan, loaded.scorer.clone(), TIME_SCALE, listener).await.map_err(Failure::told)?;
         printer.say(format_args!(

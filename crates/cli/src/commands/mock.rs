@@ -46,6 +46,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
     check_time_scale(args.time_scale)?;
+    raise_descriptor_limit();
     let catalog = Catalog::builtin();
     let model = catalog.model(&args.model).map_err(Failure::told)?.clone();
     let gpu = catalog.gpu(&args.gpu).map_err(Failure::told)?.clone();
@@ -63,7 +64,7 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
     };
     let runtime = tokio::runtime::Runtime::new().map_err(Failure::unexpected)?;
     runtime.block_on(async {
-        let listener = bind(args.listen).await?;
+        let listener = bind(args.listen, "--listen").await?;
         printer.say(format_args!("{} on {} at http://{}/v1", args.model, args.gpu, args.listen));
         tokio::select! {
             () = serve_mock(mock, listener) => {}
@@ -73,12 +74,18 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
     })
 }
 
-/// Listens, or says why not.
-pub(crate) async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
+/// Lets the process have as many connections as it may: systems start it with fewer, for the sake of programs that use
+/// `select`. Where that fails, what there is must do.
+pub(crate) fn raise_descriptor_limit() {
+    let _ = rlimit::increase_nofile_limit(u64::MAX);
+}
+
+/// Listens where `option` says, or says why not.
+pub(crate) async fn bind(address: SocketAddr, option: &str) -> Result<TcpListener, Failure> {
     TcpListener::bind(address).await.map_err(|error| {
         Failure::input(
             format_args!("cannot listen on {address}: {error}"),
-            "choose another with `--listen HOST:PORT`",
+            format_args!("choose another with `{option} HOST:PORT`"),
         )
     })
 }

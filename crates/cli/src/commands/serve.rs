@@ -8,16 +8,17 @@ use std::time::{Duration, SystemTime};
 
 use boute_gateway::{
     AdmissionLimits, EQUAL_SPEED, EmulatedReplicas, Gateway, Keys, Limits, RoutesConfig, Settings, Tls,
-    Upstream,
+    Upstream, UpstreamKeys, UpstreamTls,
 };
 use boute_router::Scorer;
 use boute_router::balance::{Balancing, ReplicaSpeed};
 use boute_sim::fleet;
-use boute_spec::plan::Plan;
+use boute_spec::plan::{Deployment, Plan};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::commands::bench::check_time_scale;
-use crate::commands::mock::bind;
+use crate::commands::mock::{bind, raise_descriptor_limit};
 use crate::failure::{Ending, Failure};
 use crate::files::Input;
 use crate::printer::Printer;
@@ -42,11 +43,15 @@ pub(crate) struct Args {
     /// Live replicas, a line `MODEL=URL` each, after those of the command line; a change is taken over while it runs.
     #[arg(long, value_name = "FILE", conflicts_with = "emulate")]
     replica_file: Option<PathBuf>,
+    /// A name with a replica at each of its addresses, such as a headless Service's: `llama-3.1-8b=http://engines.llm:8000`;
+    /// looked up every 5 s. Once for each group of the plan, in its order.
+    #[arg(long, value_name = "MODEL=URL", conflicts_with = "emulate")]
+    discover: Vec<String>,
     /// Address to listen on.
     #[arg(long, default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
     /// Address for operators: metrics, and replicas that come and go. Whoever reaches it may do anything. Without: the
-    /// next port after `--listen`, on the loopback interface.
+    /// next port after `--listen`, on the loopback interface, or any that is free.
     #[arg(long)]
     admin: Option<SocketAddr>,
     /// Virtual seconds per second, for emulated replicas.
@@ -54,6 +59,8 @@ pub(crate) struct Args {
     time_scale: f64,
     #[command(flatten)]
     routing: RoutingArgs,
+    #[command(flatten)]
+    engines: EngineArgs,
     #[command(flatten)]
     access: AccessArgs,
     #[command(flatten)]
@@ -70,9 +77,24 @@ struct RoutingArgs {
     /// with commas. Without, nobody.
     #[arg(long, value_name = "MODEL=MODEL,…")]
     fallback: Vec<String>,
+    /// Ask a second replica when a stream has not begun in the time in which this share of its model's do, such as 95%; who
+    /// begins first answers. Without, never.
+    #[arg(long, value_name = "PERCENT", value_parser = share)]
+    hedge: Option<f64>,
     /// How a replica is picked: least-expected-finish, round-robin, least-requests or power-of-two.
     #[arg(long, default_value = Balancing::LeastExpectedFinish.name())]
     balance: Balancing,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Engines that want to be convinced")]
+struct EngineArgs {
+    /// Certificate authorities in PEM that engines behind `https://` may have theirs from, besides the well-known ones.
+    #[arg(long, value_name = "FILE")]
+    upstream_ca: Option<PathBuf>,
+    /// API keys of engines: lines `HOST KEY`. Each goes to that host only, in place of what clients send.
+    #[arg(long, value_name = "FILE")]
+    upstream_keys: Option<PathBuf>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -93,6 +115,9 @@ struct AccessArgs {
     /// Append a line of JSON per answer: a trace that `plan`, `simulate` and `bench` read.
     #[arg(long, value_name = "FILE")]
     decisions: Option<PathBuf>,
+    /// Send traces as OTLP over HTTP (JSON) to this collector, such as `http://127.0.0.1:4318`. Callers' traces are continued.
+    #[arg(long, value_name = "URL", env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
+    otlp: Option<String>,
     /// Log prompts too.
     #[arg(long, requires = "decisions")]
     log_prompts: bool,
@@ -121,6 +146,13 @@ struct LimitArgs {
     drain: u64,
 }
 
+/// A share of most streams, as a percentage.
+fn share(text: &str) -> Result<f64, String> {
+    let percent =
+        text.trim_end_matches('%').parse::<f64>().ok().filter(|percent| (50.0..=99.9).contains(percent));
+    percent.map(|percent| percent / 100.0).ok_or_else(|| "write a percentage from 50% to 99.9%".into())
+}
+
 impl LimitArgs {
     fn limits(&self) -> Limits {
         let mut limits = Limits {
@@ -138,7 +170,7 @@ impl LimitArgs {
 
 pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
     check_time_scale(args.time_scale)?;
-    if !args.emulate && args.replicas.is_empty() && args.replica_file.is_none() {
+    if !args.emulate && args.replicas.is_empty() && args.replica_file.is_none() && args.discover.is_empty() {
         let hint = "name live engines with `--replica MODEL=URL`, or add `--emulate` to a plan";
         return Err(Failure::input("there is nothing to send requests to", hint));
     }
@@ -152,6 +184,7 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
              `disaggregate`",
         ));
     }
+    raise_descriptor_limit();
     let tls = tls(&args.access)?;
     let keys = args.access.keys.as_deref().map(read_keys).transpose()?;
     let runtime = tokio::runtime::Runtime::new().map_err(Failure::unexpected)?;
@@ -165,28 +198,34 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
         };
         let routes = |planned: Option<&Planned>| match &emulated {
             Some(emulated) => routes(args, planned, emulated.upstreams.clone()),
-            None => routes(args, planned, upstreams(&named_replicas(args)?, planned.map(|it| &it.plan))?),
+            None => routes(args, planned, named_replicas(args, planned.map(|it| &it.plan))?),
         };
         let settings = Settings {
             limits: args.limits.limits(),
             decisions: args.access.decisions.clone(),
             log_prompts: args.access.log_prompts,
             allow_origins: args.access.allow_origins.clone(),
+            upstream_tls: upstream_tls(&args.engines)?,
+            otlp: args.access.otlp.clone(),
+            hedge: args.routing.hedge,
         };
         let gateway = Gateway::new(routes(planned.as_ref())?, settings).map_err(Failure::told)?;
         gateway.set_keys(keys);
-        let (listener, admin) = (bind(args.listen).await?, bind(admin_address(args)).await?);
-        let replicas = match &emulated {
-            Some(emulated) => emulated.upstreams.len(),
-            None => named_replicas(args)?.len(),
+        let listener = bind(args.listen, "--listen").await?;
+        let admin = bind_admin(args, printer).await?;
+        let replicas = match (&emulated, args.discover.len()) {
+            (Some(emulated), _) => format!("{} emulated replicas", emulated.upstreams.len()),
+            (None, 0) => format!("{} replicas", named_replicas(args, None)?.len()),
+            (None, names) => {
+                format!("{} replicas and those behind {names} names", named_replicas(args, None)?.len())
+            }
         };
-        let (scheme, kind) =
-            (if tls.is_some() { "https" } else { "http" }, if args.emulate { "emulated " } else { "" });
-        let operators = admin_address(args);
+        let operators = admin.local_addr().map_err(Failure::unexpected)?;
         printer.say(format_args!(
-            "{replicas} {kind}replicas behind {scheme}://{}/v1; http://{operators}/dashboard shows what happens, \
+            "{replicas} behind {}://{}/v1; http://{operators}/dashboard shows what happens, \
              http://{operators}/metrics counts it",
-            args.listen
+            if tls.is_some() { "https" } else { "http" },
+            listener.local_addr().map_err(Failure::unexpected)?,
         ));
         let (stop, stopping) = watch::channel(false);
         let watched = watch_files(args, &gateway, &routes, printer);
@@ -233,9 +272,26 @@ fn tls(args: &AccessArgs) -> Result<Option<Tls>, Failure> {
     Tls::new(certificate.text.as_bytes(), key.text.as_bytes()).map(Some).map_err(Failure::told)
 }
 
-fn admin_address(args: &Args) -> SocketAddr {
+fn upstream_tls(args: &EngineArgs) -> Result<UpstreamTls, Failure> {
+    let Some(path) = &args.upstream_ca else { return Ok(UpstreamTls::default()) };
+    UpstreamTls::new(Input::read(path)?.text.as_bytes()).map_err(Failure::told)
+}
+
+/// Listens for operators: where they say, or else on the next port, or else, if somebody has that, on any.
+async fn bind_admin(args: &Args, printer: Printer) -> Result<TcpListener, Failure> {
+    if let Some(address) = args.admin {
+        return bind(address, "--admin").await;
+    }
     let next = args.listen.port().checked_add(1).filter(|port| *port > 1).unwrap_or(0);
-    args.admin.unwrap_or_else(|| (Ipv4Addr::LOCALHOST, next).into())
+    match bind((Ipv4Addr::LOCALHOST, next).into(), "--admin").await {
+        Ok(listener) => Ok(listener),
+        Err(_) => {
+            printer.say(format_args!(
+                "port {next} is taken: operators get another; `--admin HOST:PORT` chooses it"
+            ));
+            bind((Ipv4Addr::LOCALHOST, 0).into(), "--admin").await
+        }
+    }
 }
 
 /// What is served: by the plan, if there is one, and by the command line.
@@ -245,6 +301,11 @@ fn routes(args: &Args, planned: Option<&Planned>, upstreams: Vec<Upstream>) -> R
         None => RoutesConfig { upstreams, ..RoutesConfig::default() },
     };
     routes.balancing = args.routing.balance;
+    routes.discover = discovered(args, planned.map(|it| &it.plan))?;
+    if let Some(path) = &args.engines.upstream_keys {
+        let input = Input::read(path)?;
+        routes.upstream_keys = UpstreamKeys::parse(&input.name, &input.text).map_err(Failure::told)?;
+    }
     for alias in &args.routing.aliases {
         let (name, model) = pair(alias, "--alias", "gpt-4o=auto")?;
         routes.aliases.insert(name.into(), model.into());
@@ -266,34 +327,49 @@ fn pair<'a>(text: &'a str, option: &str, example: &str) -> Result<(&'a str, &'a 
     })
 }
 
-/// The live replicas named on the command line and in the file.
-fn named_replicas(args: &Args) -> Result<Vec<String>, Failure> {
+/// The live replicas named on the command line and in the file; the n-th of a model is the plan's n-th.
+fn named_replicas(args: &Args, plan: Option<&Plan>) -> Result<Vec<Upstream>, Failure> {
     let mut replicas = args.replicas.clone();
     if let Some(path) = &args.replica_file {
         let text = Input::read(path)?.text;
         let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
         replicas.extend(lines.filter(|line| !line.is_empty()).map(str::to_owned));
     }
-    Ok(replicas)
+    let planned = plan.map(|plan| speeds(plan, &plan.deployment)).transpose()?.unwrap_or_default();
+    upstreams(&replicas, "--replica", &planned)
 }
 
-/// Live replicas; the n-th of a model gets the speed of the plan's n-th.
-fn upstreams(replicas: &[String], plan: Option<&Plan>) -> Result<Vec<Upstream>, Failure> {
-    let mut planned: BTreeMap<String, Vec<(ReplicaSpeed, u32)>> = BTreeMap::new();
-    if let Some(plan) = plan {
-        let shares = &plan.routing.models;
-        let specs =
-            fleet::replicas(&plan.deployment, &plan.models, &plan.gpus, shares).map_err(Failure::told)?;
-        for spec in specs {
-            let of_model = planned.entry(shares[spec.model].model.clone()).or_default();
-            of_model.push((spec.speed, spec.expected_output_tokens));
-        }
+/// The names with replicas behind them; the n-th of a model is the plan's n-th group.
+fn discovered(args: &Args, plan: Option<&Plan>) -> Result<Vec<Upstream>, Failure> {
+    let of_groups = |plan: &Plan| {
+        let mut one_each = plan.deployment.clone();
+        one_each.groups.iter_mut().for_each(|group| group.replicas = 1);
+        speeds(plan, &one_each)
+    };
+    let planned = plan.map(of_groups).transpose()?.unwrap_or_default();
+    upstreams(&args.discover, "--discover", &planned)
+}
+
+/// Speed and expected answer length of a plan's replicas, by model.
+type Speeds = BTreeMap<String, Vec<(ReplicaSpeed, u32)>>;
+
+fn speeds(plan: &Plan, deployment: &Deployment) -> Result<Speeds, Failure> {
+    let shares = &plan.routing.models;
+    let mut speeds = Speeds::new();
+    for spec in fleet::replicas(deployment, &plan.models, &plan.gpus, shares).map_err(Failure::told)? {
+        let of_model = speeds.entry(shares[spec.model].model.clone()).or_default();
+        of_model.push((spec.speed, spec.expected_output_tokens));
     }
+    Ok(speeds)
+}
+
+/// What each `MODEL=URL` names; the n-th of a model has the n-th speed.
+fn upstreams(named: &[String], option: &str, planned: &Speeds) -> Result<Vec<Upstream>, Failure> {
     let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
-    replicas
+    named
         .iter()
-        .map(|replica| {
-            let (model, url) = pair(replica, "--replica", "llama-3.1-8b=http://127.0.0.1:8001")?;
+        .map(|named| {
+            let (model, url) = pair(named, option, "llama-3.1-8b=http://127.0.0.1:8001")?;
             let index = seen.entry(model).or_default();
             let known =
                 planned.get(model).and_then(|of_model| of_model.get(*index).or_else(|| of_model.first()));
@@ -301,6 +377,7 @@ fn upstreams(replicas: &[String], plan: Option<&Plan>) -> Result<Vec<Upstream>, 
             Ok(Upstream {
                 model: model.to_owned(),
                 url: url.to_owned(),
+                host: None,
                 speed: known.map_or(EQUAL_SPEED, |(speed, _)| *speed),
                 expected_output_tokens: known.map(|(_, tokens)| *tokens),
             })
@@ -317,10 +394,12 @@ async fn watch_files(
 ) -> ! {
     let mut plan = Watched::new(args.plan.as_deref());
     let mut replicas = Watched::new(args.replica_file.as_deref());
+    let mut upstream_keys = Watched::new(args.engines.upstream_keys.as_deref());
     let mut keys = Watched::new(args.access.keys.as_deref());
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
-        if let Some(path) = plan.changed().or_else(|| replicas.changed()) {
+        if let Some(path) = plan.changed().or_else(|| replicas.changed()).or_else(|| upstream_keys.changed())
+        {
             let planned = tokio::task::block_in_place(|| args.plan.as_deref().map(Planned::read).transpose());
             let swapped = planned
                 .and_then(|planned| routes(planned.as_ref()))

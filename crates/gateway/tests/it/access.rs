@@ -157,12 +157,15 @@ async fn usage_is_counted_for_everybody_and_shown_to_who_asks() {
     let gateway = gateway(vec![upstream("m", engine.address)], None).await;
     let plain =
         json!({"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": true}).to_string();
-    let answer = send(gateway.address, "POST", CHAT, plain).await;
-    assert!(!answer.text.contains("usage") && answer.text.ends_with("[DONE]\n\n"), "{}", answer.text);
-    assert!(engine.last().contains("include_usage"));
+    for mood in [Mood::Sized, Mood::Good] {
+        engine.set(mood);
+        let answer = send(gateway.address, "POST", CHAT, plain.clone()).await;
+        assert!(!answer.text.contains("usage") && answer.text.ends_with("[DONE]\n\n"), "{}", answer.text);
+        assert!(engine.last().contains("include_usage"));
+    }
     let asked = send(gateway.address, "POST", CHAT, ask("m", 3, true)).await;
     assert!(asked.text.contains("\"completion_tokens\":3"), "{}", asked.text);
-    eventually("both are counted", || gateway.metric("gen_ai_client_token_usage_sum") == 20.0).await;
+    eventually("all are counted", || gateway.metric("gen_ai_client_token_usage_sum") == 30.0).await;
 }
 
 #[tokio::test]

@@ -15,6 +15,8 @@ pub(crate) enum Mood {
     Good,
     /// Good, with this long between two tokens.
     Slow(Duration),
+    /// A stream whose length is stated.
+    Sized,
     /// An error of this status.
     Status(u16),
     /// Answers, and closes the connection without having said so.
@@ -220,6 +222,12 @@ async fn answer(
         let body = format!(r#"{{"choices":[{{"message":{{"content":"x x x"}}}}],"usage":{USAGE}}}"#);
         let sent = send(format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len())).await;
         return sent && mood != Mood::ClosesAfterwards;
+    }
+    if mood == Mood::Sized {
+        let event = "data: {\"choices\":[{\"delta\":{\"content\":\"x\"}}]}\n\n";
+        let counted = format!("data: {{\"choices\":[],\"usage\":{USAGE}}}\n\n");
+        let body = format!("{event}{}data: [DONE]\n\n", if counts { &counted } else { "" });
+        return send(format!("{HEAD}content-length: {}\r\n\r\n{body}", body.len())).await;
     }
     send(format!("{HEAD}transfer-encoding: chunked\r\n\r\n")).await;
     for number in 0.. {

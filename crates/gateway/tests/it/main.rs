@@ -2,12 +2,15 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod access;
+mod discovery;
 mod engine;
 mod faults;
+mod hedging;
 mod operations;
 mod profile;
 mod routing;
 mod soak;
+mod traces;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -71,6 +74,7 @@ fn upstream(model: &str, address: SocketAddr) -> Upstream {
     Upstream {
         model: model.into(),
         url: format!("http://{address}"),
+        host: None,
         speed: SPEED,
         expected_output_tokens: Some(20),
     }
@@ -265,7 +269,7 @@ async fn an_impossible_gateway_does_not_start() {
         let there = Upstream { url: url.into(), ..upstream("m", "127.0.0.1:1".parse().unwrap()) };
         Gateway::new(constant(vec![there], Some(model)), Settings::default()).map(drop)
     };
-    for url in ["ftp://x", "no address", "http://x/some/path", ""] {
+    for url in ["ftp://x", "no address", "http://x/path?query", "http://me:secret@x", ""] {
         assert!(matches!(start("m", url), Err(GatewayError::Url { .. })), "{url}");
     }
     let error = start("other", "http://127.0.0.1:1").unwrap_err().to_string();
