@@ -76,20 +76,63 @@ pub(crate) fn write_whole_with(
     path: &Path,
     write: impl FnOnce(&mut BufWriter<fs::File>) -> std::io::Result<()>,
 ) -> Result<(), Failure> {
-    let failed = |error: std::io::Error| Failure::unwritable(path, &error);
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.part", std::process::id()));
-    let part = path.with_file_name(name);
-    let written = fs::File::create(&part).and_then(|file| {
-        let mut file = BufWriter::new(file);
-        write(&mut file)?;
-        file.into_inner()?.sync_all()
-    });
+    let part = part_of(path);
+    let written = write_part(&part, write);
     written.and_then(|()| fs::rename(&part, path)).map_err(|error| {
         // The part file may not exist; what matters is the first error.
         let _ = fs::remove_file(&part);
-        failed(error)
+        Failure::unwritable(path, &error)
     })
+}
+
+/// Writes files (path, contents, whether it is run), and makes their folders. None takes its name before all are written.
+pub(crate) fn write_all_whole<'a>(
+    files: impl Iterator<Item = (&'a Path, &'a [u8], bool)> + Clone,
+) -> Result<(), Failure> {
+    let undo = |path: &Path, error: &std::io::Error| {
+        for (path, ..) in files.clone() {
+            let _ = fs::remove_file(part_of(path));
+        }
+        Failure::unwritable(path, error)
+    };
+    for (path, contents, executable) in files.clone() {
+        let part = part_of(path);
+        fs::create_dir_all(path.parent().unwrap_or(Path::new("")))
+            .and_then(|()| write_part(&part, |file| file.write_all(contents)))
+            .and_then(|()| if executable { make_executable(&part) } else { Ok(()) })
+            .map_err(|error| undo(path, &error))?;
+    }
+    for (path, ..) in files.clone() {
+        fs::rename(part_of(path), path).map_err(|error| undo(path, &error))?;
+    }
+    Ok(())
+}
+
+/// Where a file is before it is whole.
+fn part_of(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}.part", std::process::id()));
+    path.with_file_name(name)
+}
+
+fn write_part(
+    part: &Path,
+    write: impl FnOnce(&mut BufWriter<fs::File>) -> std::io::Result<()>,
+) -> std::io::Result<()> {
+    let mut file = BufWriter::new(fs::File::create(part)?);
+    write(&mut file)?;
+    file.into_inner()?.sync_all()
+}
+
+fn make_executable(path: &Path) -> std::io::Result<()> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
+    }
+    #[cfg(not(unix))]
+    let _ = path;
+    Ok(())
 }
 
 /// `name` relative to the folder of `file`, unless it is absolute.

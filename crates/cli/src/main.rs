@@ -75,9 +75,8 @@ enum Command {
     Schema,
     /// List the built-in GPUs, models and prices, with their sources.
     Catalog(catalog::Args),
-    /// Write the files that run a plan on real engines.
-    #[command(subcommand)]
-    Export(export::Command),
+    /// Write the files that run a plan on real engines, on machines, clouds or clusters.
+    Export(export::Args),
     /// Print a shell completion script.
     Completions {
         /// Which shell.
@@ -112,7 +111,7 @@ fn run(command: Command, printer: Printer) -> Result<Ending, Failure> {
         Command::Check(args) => check::run(&args, printer),
         Command::Schema => schema::run(printer),
         Command::Catalog(args) => catalog::run(&args, printer),
-        Command::Export(command) => export::run(&command, printer),
+        Command::Export(args) => export::run(&args, printer),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "boute", &mut script);

@@ -155,6 +155,12 @@ fn largest_score(models: &[String]) -> RoutingPolicy {
 
 /// The router artefact of a plan, beside it; `None` if the plan needs none.
 pub(crate) fn scorer_of(plan: &PlanDraft, path: &Path) -> Result<Option<Scorer>, Failure> {
+    let Some(input) = router_of(plan, path)? else { return Ok(None) };
+    Scorer::parse(&input.name, &input.text).map(Some).map_err(Failure::told)
+}
+
+/// The router artefact that the plan at `path` was made with, if it has one.
+pub(crate) fn router_of(plan: &PlanDraft, path: &Path) -> Result<Option<Input>, Failure> {
     if plan.routing.router.is_empty() {
         return Ok(None);
     }
@@ -165,5 +171,5 @@ pub(crate) fn scorer_of(plan: &PlanDraft, path: &Path) -> Result<Option<Scorer>,
             "plan again, or put the plan's own router back beside it",
         ));
     }
-    Scorer::parse(&input.name, &input.text).map(Some).map_err(Failure::told)
+    Ok(Some(input))
 }

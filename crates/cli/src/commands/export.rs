@@ -1,55 +1,222 @@
 //! `boute export`.
 
+use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use boute_render::export::ExportFile;
+use boute_render::export::{self, ExportFile, Labels, Options};
 use boute_spec::plan::Plan;
 
 use crate::failure::{Ending, Failure};
-use crate::files::{Input, write_whole};
+use crate::files::{Input, write_all_whole};
 use crate::printer::Printer;
+use crate::replay::router_of;
 
-/// What to export to.
-#[derive(Debug, clap::Subcommand)]
-pub(crate) enum Command {
-    /// Shell scripts that start the engines and the gateway on one machine.
-    Shell(Args),
-}
+/// Lines of a difference that are shown of each file.
+const SHOWN: usize = 20;
+/// What every file of an export but the README, the plan and the dashboard says at its top.
+const MARK: &str = "# Written by boute ";
 
-/// What to export and where to.
+/// Writes the files that run a plan on real engines, and a README with the commands. One plan gives the same bytes every
+/// time. Engines' flags, image tags and names of GPU types are data in `catalog/`, see docs/exports.md.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The plan.
+    /// Where the plan is to run.
+    target: Target,
+    /// The plan; its router artefact is beside it.
     plan: PathBuf,
     /// Folder to write to; made if it is not there.
-    #[arg(long, short)]
-    output: PathBuf,
+    #[arg(long, short, required_unless_present_any = ["check", "diff"])]
+    output: Option<PathBuf>,
+    /// Engine of the replicas: vllm or sglang.
+    #[arg(long, default_value_t = Options::default().engine)]
+    engine: String,
+    /// Image of the engines, instead of the engine's own with a fixed tag.
+    #[arg(long)]
+    image: Option<String>,
+    /// Image of the gateway.
+    #[arg(long, default_value_t = Options::default().gateway_image)]
+    gateway_image: String,
+    /// By which labels Kubernetes' nodes with a GPU type are found.
+    #[arg(long, value_enum, default_value_t = NodeLabels::Gfd)]
+    labels: NodeLabels,
+    /// Do all but write: whether the plan can be exported, and to which files.
+    #[arg(long)]
+    check: bool,
+    /// Compare with the export in this folder instead of writing; exit status 1 if it differs.
+    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["check", "output"])]
+    diff: Option<PathBuf>,
 }
 
-pub(crate) fn run(command: &Command, printer: Printer) -> Result<Ending, Failure> {
-    let Command::Shell(args) = command;
+/// Where a plan can run.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Target {
+    /// Scripts for each host
+    Shell,
+    /// Docker Compose, a file per host
+    Compose,
+    /// Kubernetes: Deployments, and `LeaderWorkerSet` for replicas that span nodes
+    K8s,
+    /// `SkyPilot` services and tasks
+    Skypilot,
+    /// Helm values of vLLM production-stack
+    Helm,
+    /// Helm values of llm-d's modelservice, and inference pools
+    LlmD,
+    /// `KServe`'s `LLMInferenceService`
+    Kserve,
+    /// `KubeRay`'s `RayService`
+    Kuberay,
+    /// Grafana dashboard and Prometheus alerts
+    Grafana,
+}
+
+impl From<Target> for export::Target {
+    fn from(target: Target) -> Self {
+        match target {
+            Target::Shell => Self::Shell,
+            Target::Compose => Self::Compose,
+            Target::K8s => Self::Kubernetes,
+            Target::Skypilot => Self::SkyPilot,
+            Target::Helm => Self::Helm,
+            Target::LlmD => Self::LlmD,
+            Target::Kserve => Self::KServe,
+            Target::Kuberay => Self::KubeRay,
+            Target::Grafana => Self::Grafana,
+        }
+    }
+}
+
+/// Who labels the nodes of the cluster.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum NodeLabels {
+    /// NVIDIA GPU Feature Discovery, on any cluster
+    Gfd,
+    /// Google Kubernetes Engine
+    Gke,
+    /// Karpenter on AWS
+    Karpenter,
+}
+
+impl From<NodeLabels> for Labels {
+    fn from(labels: NodeLabels) -> Self {
+        match labels {
+            NodeLabels::Gfd => Self::Gfd,
+            NodeLabels::Gke => Self::Gke,
+            NodeLabels::Karpenter => Self::Karpenter,
+        }
+    }
+}
+
+pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
     let input = Input::read(&args.plan)?;
     let plan = Plan::parse(&input.name, &input.text).map_err(Failure::told)?;
-    let files = boute_render::export::shell(&plan).map_err(Failure::told)?;
-    fs::create_dir_all(&args.output).map_err(|error| Failure::unwritable(&args.output, &error))?;
-    for file in &files {
-        write(&args.output, file)?;
-        printer.say(format_args!("wrote {}", args.output.join(&file.path).display()));
+    let router = router_of(&plan, &args.plan)?;
+    let options = Options {
+        engine: args.engine.clone(),
+        image: args.image.clone(),
+        gateway_image: args.gateway_image.clone(),
+        labels: args.labels.into(),
+    };
+    let router = router.as_ref().map(|router| router.text.as_bytes());
+    let files = export::export(args.target.into(), &plan, router, &options).map_err(Failure::told)?;
+    if let Some(folder) = &args.diff {
+        return compare(folder, &files, printer);
     }
-    let paths: Vec<_> = files.iter().map(|file| args.output.join(&file.path)).collect();
-    printer.data(&serde_json::json!({ "files": paths }))?;
+    let folder = args.output.as_deref().unwrap_or(Path::new(""));
+    let paths: Vec<PathBuf> = files.iter().map(|file| folder.join(&file.path)).collect();
+    let mut left = Vec::new();
+    if args.check {
+        printer.say(format_args!("{} files, none written:", files.len()));
+    } else {
+        let pieces = files.iter().zip(&paths);
+        write_all_whole(
+            pieces.map(|(file, path)| (path.as_path(), file.contents.as_bytes(), file.executable)),
+        )?;
+        left = left_over(folder, &files);
+    }
+    for path in &paths {
+        printer.say(format_args!("{} {}", if args.check { " " } else { "wrote" }, path.display()));
+    }
+    for path in &left {
+        printer.say(format_args!("no longer part of it, remove: {}", folder.join(path).display()));
+    }
+    printer.data(&serde_json::json!({ "files": paths, "no_longer_part": left }))?;
     Ok(Ending::Done)
 }
 
-fn write(folder: &Path, file: &ExportFile) -> Result<(), Failure> {
-    let path = folder.join(&file.path);
-    write_whole(&path, file.contents.as_bytes())?;
-    #[cfg(unix)]
-    if file.executable {
-        use std::os::unix::fs::PermissionsExt;
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))
-            .map_err(|error| Failure::unwritable(&path, &error))?;
+/// Says what writing `files` to `folder` would change.
+fn compare(folder: &Path, files: &[ExportFile], printer: Printer) -> Result<Ending, Failure> {
+    let mut differ = Vec::new();
+    let mut text = String::new();
+    for file in files {
+        let old = match fs::read_to_string(folder.join(&file.path)) {
+            Ok(old) => old,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(error) => return Err(Failure::unreadable(&folder.join(&file.path), &error)),
+        };
+        if old != file.contents {
+            let _ = write!(text, "{}", difference(&file.path, &old, &file.contents));
+            differ.push(file.path.clone());
+        }
     }
-    Ok(())
+    let left = left_over(folder, files);
+    for path in &left {
+        let _ = writeln!(text, "{path}: no longer part of it");
+    }
+    printer.text(&text);
+    let ending = if differ.is_empty() && left.is_empty() { Ending::Done } else { Ending::Unmet };
+    printer.data(&serde_json::json!({ "differ": differ, "no_longer_part": left }))?;
+    Ok(ending)
+}
+
+/// The lines between the first and the last that differ.
+fn difference(path: &str, old: &str, new: &str) -> String {
+    let (old, new): (Vec<&str>, Vec<&str>) = (old.lines().collect(), new.lines().collect());
+    let same = |pairs: &mut dyn Iterator<Item = (&&str, &&str)>| pairs.take_while(|(a, b)| a == b).count();
+    let head = same(&mut old.iter().zip(&new));
+    let tail = same(&mut old[head..].iter().rev().zip(new[head..].iter().rev()));
+    let mut text = format!("{path}, line {}:\n", head + 1);
+    for (mark, lines) in [('-', &old[head..old.len() - tail]), ('+', &new[head..new.len() - tail])] {
+        for line in lines.iter().take(SHOWN) {
+            let _ = writeln!(text, "{mark} {line}");
+        }
+        if lines.len() > SHOWN {
+            let _ = writeln!(text, "{mark} … {} more lines", lines.len() - SHOWN);
+        }
+    }
+    text
+}
+
+/// Files of an earlier export in `folder` that `files` has no more, by their relative paths.
+fn left_over(folder: &Path, files: &[ExportFile]) -> Vec<String> {
+    let mut found = Vec::new();
+    let folders = files.iter().map(|file| Path::new(&file.path).parent().unwrap_or(Path::new("")));
+    for sub in folders.collect::<std::collections::BTreeSet<_>>() {
+        let entries = fs::read_dir(folder.join(sub)).into_iter().flatten().flatten();
+        for entry in entries {
+            let path = sub.join(entry.file_name()).display().to_string();
+            let ours = || {
+                fs::read_to_string(entry.path())
+                    .is_ok_and(|text| text.lines().take(2).any(|line| line.starts_with(MARK)))
+            };
+            if !files.iter().any(|file| file.path == path) && ours() {
+                found.push(path);
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_difference_shows_what_changed() {
+        assert_eq!(difference("f", "a\nb\nc\n", "a\nx\ny\nc\n"), "f, line 2:\n- b\n+ x\n+ y\n");
+        assert_eq!(difference("f", "", "a\n"), "f, line 1:\n+ a\n");
+        assert_eq!(difference("f", "a\na\n", "a\n"), "f, line 2:\n- a\n");
+    }
 }

@@ -4,9 +4,14 @@
 mod compare;
 mod disaggregate;
 mod explain;
+mod export;
 mod optimize;
 mod router;
 mod serve;
+
+#[path = "../../../render/src/fixture.rs"]
+#[expect(dead_code, reason = "other tests use the other plans")]
+mod fixture;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -100,20 +105,12 @@ fn a_spec_becomes_a_plan_that_keeps_its_promises_the_same_each_time() {
 
     let run = folder.path("run");
     assert_eq!(boute(&["export", "shell", &plan_file, "-o", &run]).status.code(), Some(0));
-    for entry in fs::read_dir(run).unwrap() {
-        let path = entry.unwrap().path();
-        if path.extension().is_some_and(|extension| extension == "sh") {
-            assert!(
-                Command::new("sh").arg("-n").arg(&path).status().unwrap().success(),
-                "{}",
-                path.display()
-            );
-        }
-    }
+    assert!(fs::metadata(folder.path("run/plan.router.json")).is_ok(), "the router goes along");
 
     // Another router beside the plan is noticed.
     fs::write(folder.path("plan.router.json"), "{}").unwrap();
     assert!(refused(2, &simulate).contains("is not the router that"));
+    assert!(refused(2, &["export", "k8s", &plan_file, "--check"]).contains("is not the router that"));
 }
 
 #[test]

@@ -35,7 +35,7 @@ fn engine(pause: Duration) -> SocketAddr {
     address
 }
 
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
@@ -74,11 +74,11 @@ impl Serving {
 }
 
 /// The whole answer to GET, or what there was of it.
-fn get(port: u16, path: &str, headers: &str) -> String {
+pub(crate) fn get(port: u16, path: &str, headers: &str) -> String {
     exchange(port, &format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}\r\n"))
 }
 
-fn exchange(port: u16, request: &str) -> String {
+pub(crate) fn exchange(port: u16, request: &str) -> String {
     let mut answer = String::new();
     if let Ok(mut socket) = TcpStream::connect(("127.0.0.1", port)) {
         let _ = socket.write_all(request.as_bytes());
