@@ -5,6 +5,7 @@ mod blackbox;
 mod classical;
 mod disaggregate;
 mod explain;
+mod replan;
 
 use boute_planner::candidates::candidates;
 use boute_planner::deployment::{Column, Effort, Goal, Limits, solve};
