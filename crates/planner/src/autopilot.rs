@@ -127,8 +127,6 @@ pub struct Question {
     pub trigger: Trigger,
     /// Requests per second.
     pub rate: f64,
-    /// GPUs lost since the last plan.
-    pub newly_lost: BTreeMap<String, u32>,
     /// The mix, where it is not that of the planning queries.
     pub mix: Option<ScoreMix>,
     /// When a move is worth it; no move that only saves where too many were made.
@@ -396,17 +394,11 @@ impl Autopilot {
         let trigger = self.trigger(signals, *planned_rate, soon, ahead, mix.as_ref())?;
         let rate = if soon > *planned_rate { ahead } else { ahead.min(*planned_rate) };
         let mix = mix.filter(|mix| signals.base_mix.as_ref().is_some_and(|base| mix.shifted(base)));
-        let before = self.state.last.as_ref().map(|last| &last.lost);
-        let newly = |(gpu, lost): (&String, &u32)| {
-            let before = before.and_then(|before| before.get(gpu)).copied().unwrap_or_default();
-            (*lost > before).then(|| (gpu.clone(), lost - before))
-        };
-        let newly_lost = signals.lost.iter().filter_map(newly).collect();
         let mut terms = self.settings.terms;
         if !self.may_save(signals) {
             terms.least_gain = f64::INFINITY;
         }
-        Some(Question { trigger, rate, newly_lost, mix, terms })
+        Some(Question { trigger, rate, mix, terms })
     }
 
     /// Whether a fleet may be moved that keeps its promises, to save.

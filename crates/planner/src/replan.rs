@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use boute_spec::plan::{Deployment, Objective, Plan, PlanDraft};
+use boute_spec::plan::{Deployment, Objective, Plan, PlanDraft, ReplicaGroup};
 use boute_spec::units::{UsdPerHour, RequestsPerSecond};
 use boute_spec::workload::{Trace, TraceRequest};
 use serde::{Deserialize, Serialize};
@@ -98,20 +98,20 @@ pub fn lose(problem: &mut Problem, lost: &BTreeMap<String, u32>) {
     }
 }
 
-/// What is left of a fleet when GPUs are lost that carried it: of each type the replicas of the largest group go first.
+/// What of a fleet can run within the stock, which GPUs may have been lost from: whoever runs it starts the replicas of lost GPUs again
+/// on others of the type, as far as there are any. Of each type the replicas of the largest group go first.
 #[must_use]
-pub fn survivors(fleet: &Deployment, lost: &BTreeMap<String, u32>) -> Deployment {
+pub fn within_stock(fleet: &Deployment, problem: &Problem) -> Deployment {
     let mut left = fleet.clone();
-    for (gpu, lost) in lost {
-        let mut lost = *lost;
-        while lost > 0 {
-            let on_it = left.groups.iter_mut().filter(|group| group.replicas > 0 && gpus_of(group).contains_key(gpu));
-            let Some(group) = on_it.max_by_key(|group| group.replicas) else { break };
-            let each = gpus_of(group)[gpu] / group.replicas;
+    for offer in &problem.offers {
+        let gpu = &offer.gpu.name;
+        let on_it = |group: &ReplicaGroup| gpus_of(group).get(gpu).copied().unwrap_or_default();
+        while offer.stock.is_some_and(|stock| left.groups.iter().map(on_it).sum::<u32>() > stock) {
+            let groups = left.groups.iter_mut().filter(|group| on_it(group) > 0);
+            let Some(group) = groups.max_by_key(|group| group.replicas) else { break };
             let share = f64::from(group.replicas - 1) / f64::from(group.replicas);
             group.usd_per_hour = UsdPerHour::new(group.usd_per_hour.get() * share).unwrap_or_default();
             group.replicas -= 1;
-            lost = lost.saturating_sub(each);
         }
     }
     left.groups.retain(|group| group.replicas > 0);
@@ -167,8 +167,8 @@ fn same_lengths(measured: &Trace, other: &Trace) -> bool {
 }
 
 /// What to do about `running`, for the `problem` as it is now. `measured` is the problem of the spec, whose table is in the database;
-/// it is used where lengths are alike, and everything is verified on the traffic of `problem`. GPUs that are `lost` are out of the
-/// stock of `problem` already (see [`lose`]).
+/// it is used where lengths are alike, and everything is verified on the traffic of `problem`. Lost GPUs are those that its stock
+/// lacks (see [`lose`] and [`within_stock`]).
 ///
 /// # Errors
 /// If nothing meets the targets any more; if stopped.
@@ -176,7 +176,6 @@ pub fn replan(
     measured: &Problem,
     problem: &Problem,
     running: &Plan,
-    lost: &BTreeMap<String, u32>,
     terms: &Terms,
     database: &Database,
     progress: Progress<'_>,
@@ -195,7 +194,7 @@ pub fn replan(
     let table_of = if alike { &table_of } else { problem };
     let mut prepared = Prepared::with_table_of(table_of, problem, LengthMix::ByRoute, database, progress)?;
     let mut left = PlanDraft::clone(running);
-    left.deployment = survivors(&running.deployment, lost);
+    left.deployment = within_stock(&running.deployment, problem);
     let standing = Standing::find(&left, &prepared.search(), prepared.routes());
     let standing = standing.map(|standing| {
         let known = prepared.routes().iter().position(|route| route.policy == standing.route.policy);

@@ -43,7 +43,7 @@ pub(crate) struct Args {
     /// Prices as they are now: lines such as `H100-SXM $2.40/h`.
     #[arg(long, value_name = "FILE")]
     prices: Option<PathBuf>,
-    /// GPUs that are lost, such as `H100-SXM:2`: out of the stock, and with them the replicas that they carried.
+    /// GPUs that are lost, such as `H100-SXM:2`: out of the stock, and with them the replicas that no others can carry.
     #[arg(long, value_name = "GPUS")]
     lost: Vec<Gpus>,
     /// Use this cloud's prices only, as the plan did.
@@ -83,8 +83,7 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
     let recent = Input::read(&args.trace)?;
     loaded.problem.inputs.push(recent.digest("recent"));
     let mut now = as_it_is(&loaded.problem, &plan, &recent, args.rate)?;
-    let lost = Gpus::by_type(&args.lost);
-    lose(&mut now, &lost);
+    lose(&mut now, &Gpus::by_type(&args.lost));
     let runtime = tokio::runtime::Runtime::new().map_err(Failure::unexpected)?;
     catch_ctrl_c(&runtime);
     let progress = Progress::new(printer.quiet);
@@ -92,7 +91,7 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
         progress.at(&step.message, step.done, step.total);
         stop_requested()
     };
-    let answer = replan(&loaded.problem, &now, &plan, &lost, &args.moving.terms(), &database(), &told);
+    let answer = replan(&loaded.problem, &now, &plan, &args.moving.terms(), &database(), &told);
     progress.finish();
     let answer = match answer {
         Ok(answer) => answer,

@@ -389,8 +389,7 @@ impl<'a> Pilot<'a> {
         }
         lose(&mut problem, &signals.lost);
         let stop = |_: &boute_planner::Step| stop_requested();
-        let (lost, terms) = (&question.newly_lost, &question.terms);
-        let answer = match replan(spec, &problem, running, lost, terms, &self.database, &stop) {
+        let answer = match replan(spec, &problem, running, &question.terms, &self.database, &stop) {
             Ok(answer) => Ok(answer),
             Err(PlanError::Infeasible(why)) => Err(why.to_string()),
             Err(PlanError::Stopped) => return Ok(()),
