@@ -77,7 +77,7 @@ impl Prepared<'_> {
             Lever::LengthConditioning => {
                 let database = Database::in_memory();
                 let (problem, mix) = (self.problem(), LengthMix::Overall);
-                default(&Prepared::with_table_of(problem, problem, mix, &database, progress)?)
+                default(&Prepared::with_table_of(problem, problem, mix, &[], &database, progress)?)
             }
         }
     }

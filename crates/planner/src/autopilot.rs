@@ -26,7 +26,7 @@ const KEPT_DAYS: u64 = 8;
 const RECENT: u64 = 4;
 const ENOUGH: u64 = 2_000;
 /// Mean lengths that differ by more than this from those last planned with have drifted.
-const DRIFT: f64 = 0.1;
+const DRIFT: f64 = 0.15;
 /// A rate lower than planned for by this part is worth a question.
 const SLACK: f64 = 0.1;
 /// Intervals within which a fleet must be ready, for a rate that is coming.
@@ -326,6 +326,10 @@ impl Autopilot {
                 self.state.asked_s = at_s;
                 if decision.answer == Some(Answer::Move) {
                     self.state.moves.push(at_s);
+                }
+                if let (Some(Answer::Stay), Some((_, rate))) = (decision.answer, &mut self.state.running) {
+                    // What runs has been seen to carry it.
+                    *rate = rate.max(decision.rate);
                 }
                 let acts = decision.acts.clone();
                 let change = Change { acts, done: 0, since_s: at_s, failures: 0, not_before_s: at_s };

@@ -3,7 +3,7 @@
 use std::cell::OnceCell;
 
 use boute_spec::outcome::Outcome;
-use boute_spec::plan::{Bound, Objective, Plan, Verification};
+use boute_spec::plan::{Bound, Objective, Plan, ReplicaGroup, Verification};
 use boute_spec::policy::RoutingPolicy;
 use rayon::prelude::*;
 
@@ -67,15 +67,16 @@ impl<'a> Prepared<'a> {
     /// # Errors
     /// If no strategy can have a plan, with what would help; if stopped.
     pub fn new(problem: &'a Problem, database: &Database, progress: Progress<'_>) -> Result<Self, PlanError> {
-        Self::with_table_of(problem, problem, LengthMix::ByRoute, database, progress)
+        Self::with_table_of(problem, problem, LengthMix::ByRoute, &[], database, progress)
     }
 
     /// The same with the table of `measured`: this problem at another rate and on other traffic of like lengths, whose table is
-    /// in the database already.
+    /// in the database already. Configurations of `kept` groups stay, whatever dominates them.
     pub(crate) fn with_table_of(
         measured: &Problem,
         problem: &'a Problem,
         length_mix: LengthMix,
+        kept: &[ReplicaGroup],
         database: &Database,
         progress: Progress<'_>,
     ) -> Result<Self, PlanError> {
@@ -84,7 +85,7 @@ impl<'a> Prepared<'a> {
             return Err(PlanError::Infeasible(nothing_fits(&misfits)));
         }
         let (candidates, table) =
-            Table::build(measured, candidates, length_mix, database, progress).ok_or(PlanError::Stopped)?;
+            Table::build(measured, candidates, length_mix, kept, database, progress).ok_or(PlanError::Stopped)?;
         let routes = routes(problem, &table.usd_per_query(problem, &candidates));
         if !routes.iter().any(|route| route.admissible) {
             return Err(PlanError::Infeasible(no_route(problem, &routes)));

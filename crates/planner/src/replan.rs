@@ -192,9 +192,11 @@ pub fn replan(
         ..problem.clone()
     };
     let table_of = if alike { &table_of } else { problem };
-    let mut prepared = Prepared::with_table_of(table_of, problem, LengthMix::ByRoute, database, progress)?;
     let mut left = PlanDraft::clone(running);
     left.deployment = within_stock(&running.deployment, problem);
+    let kept = &left.deployment.groups;
+    let mut prepared =
+        Prepared::with_table_of(table_of, problem, LengthMix::ByRoute, kept, database, progress)?;
     let standing = Standing::find(&left, &prepared.search(), prepared.routes());
     let standing = standing.map(|standing| {
         let known = prepared.routes().iter().position(|route| route.policy == standing.route.policy);
@@ -435,6 +437,9 @@ impl Replanning<'_> {
             Objective::MaxQuality => quality(best) / quality(kept).max(1e-9) - 1.0,
         };
         let gained = format!("{} would be better by {:.1} %", in_words(&best.deployment), 100.0 * gain);
+        if !terms.least_gain.is_finite() {
+            return Err(format!("{gained}, but no move that only saves is to be made"));
+        }
         if gain < terms.least_gain {
             return Err(format!("{gained}, less than the {:.1} % that a move must bring", 100.0 * terms.least_gain));
         }

@@ -8,9 +8,11 @@
 //! product's own: `planner::autopilot` and `planner::replan`, with virtual time.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use boute_planner::autopilot::{Act, Autopilot, Entry, Hold, Observed, Record, Settings, Signals, Trigger, digest};
 use boute_planner::mix::{ScoreMix, only};
+use boute_planner::moving::Terms;
 use boute_planner::replan::{Answer, as_of_late, lose, replan, within_stock};
 use boute_planner::verify::simulate_fleet;
 use boute_planner::{Database, PlanError, Problem, Strategy, plan};
@@ -80,24 +82,32 @@ pub(crate) fn run(small: bool, report: &mut Report) -> Result<(), String> {
     Ok(())
 }
 
-/// Seconds of planning again against those of a plan, in the paper's setting.
+/// Seconds of planning again against those of a plan, in the paper's setting: after a change of price, of stock, and of the traffic of
+/// late.
 fn replan_times(report: &mut Report) -> Result<(), String> {
     let example = paper_like_problem()?;
+    let later = chat_requests()?.split_off(8_000);
     for (types, stock) in [(3, 24), (6, 48)] {
-        let problem = papers(&example, types, stock)?;
-        let mut ratios = Vec::new();
+        let spec = papers(&example, types, stock)?;
+        let mut ratios = [Vec::new(), Vec::new(), Vec::new()];
         for _ in 0..3 {
             let database = Database::in_memory();
-            let (running, cold_s) = timed(&problem, &database)?;
-            let mut now = problem.clone();
-            now.offers[0].usd_per_gpu_hour *= 0.9;
-            let start = std::time::Instant::now();
-            let terms = Settings::default().terms;
-            replan(&problem, &now, &running, &terms, &database, &quiet)
-                .map_err(|error| error.to_string())?;
-            ratios.push(start.elapsed().as_secs_f64() / cold_s);
+            let (running, cold_s) = timed(&spec, &database)?;
+            let [mut price, mut fewer] = [spec.clone(), spec.clone()];
+            price.offers[0].usd_per_gpu_hour *= 0.9;
+            fewer.offers[0].stock = fewer.offers[0].stock.map(|stock| stock - 2);
+            let traffic = as_of_late(&spec, &later[..8_000], spec.rate);
+            for (ratios, now) in ratios.iter_mut().zip([price, fewer, traffic]) {
+                let start = Instant::now();
+                replan(&spec, &now, &running, &Terms::default(), &database, &quiet)
+                    .map_err(|error| error.to_string())?;
+                ratios.push(start.elapsed().as_secs_f64() / cold_s);
+            }
         }
-        report.at_most(&format!("{stock} GPUs of {types} types: planning again / a cold plan"), median(ratios), 0.25);
+        for (change, ratios) in ["price", "stock", "traffic"].into_iter().zip(ratios) {
+            let name = format!("{stock} GPUs of {types} types: planning again, other {change} / a cold plan");
+            report.at_most(&name, median(ratios), 0.25);
+        }
     }
     Ok(())
 }

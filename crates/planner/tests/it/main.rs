@@ -1,6 +1,7 @@
 //! The planner on small problems: exact against enumeration, the same bytes for the same seed, and a clear no.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod autopilot;
 mod blackbox;
 mod classical;
 mod disaggregate;

@@ -75,6 +75,8 @@ pub(crate) struct Traffic {
     open: BTreeMap<u64, Observed>,
     /// The first that may be told.
     next: u64,
+    /// Whether one was: what was missed before is unknown, what is missing afterwards is no traffic.
+    begun: bool,
     recent: VecDeque<Line>,
 }
 
@@ -82,7 +84,7 @@ impl Traffic {
     /// Follows `path`; intervals before `next` are told already.
     pub(crate) fn follow(path: &Path, interval_s: u64, next: u64) -> Self {
         let tail = Tail { path: path.to_owned(), file: File::open(path).ok(), rest: Vec::new() };
-        Self { tail, interval_s, open: BTreeMap::new(), next, recent: VecDeque::new() }
+        Self { tail, interval_s, open: BTreeMap::new(), next, begun: false, recent: VecDeque::new() }
     }
 
     /// The intervals that have ended since the last time.
@@ -103,8 +105,11 @@ impl Traffic {
         }
         let end = now_s.saturating_sub(self.interval_s / GRACE) / self.interval_s;
         let Some((first, _)) = self.open.first_key_value() else { return Vec::new() };
-        let first = if self.next > 0 { self.next } else { *first };
-        self.next = self.next.max(end);
+        let first = if self.begun { self.next } else { *first };
+        if first >= end {
+            return Vec::new();
+        }
+        (self.begun, self.next) = (true, end);
         let open = &mut self.open;
         // An interval without a line is one without traffic.
         (first..end).map(|interval| Observed { interval, ..open.remove(&interval).unwrap_or_default() }).collect()
