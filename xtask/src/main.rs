@@ -24,7 +24,7 @@ fn main() -> ExitCode {
         ["calibrate"] => done(calibrate::run(&root())),
         _ => {
             eprintln!(
-                "usage: cargo xtask tidy | calibrate | bench [perf | sim | mobo | planner | router] [small]"
+                "usage: cargo xtask tidy | calibrate | bench [perf | sim | mobo | planner | router | autopilot] [small]"
             );
             ExitCode::from(2)
         }

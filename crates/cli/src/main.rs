@@ -6,17 +6,19 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 mod cache;
 mod commands;
+mod decisions;
 mod failure;
 mod files;
 mod load;
+mod market;
 mod printer;
 mod progress;
 mod replay;
 mod results;
 
 use commands::{
-    bench, catalog, check, compare, demo, explain, export, mock, optimize, perf, plan, profile, router,
-    schema, serve, simulate,
+    autopilot, bench, catalog, check, compare, demo, explain, export, mock, optimize, perf, plan, profile, replan,
+    router, schema, serve, simulate,
 };
 use failure::{Ending, Failure, exit_code};
 use printer::Printer;
@@ -51,6 +53,10 @@ enum Command {
     Compare(compare::Args),
     /// Say why a plan is as it is: what binds, the nearest other plans, why not something else, what if.
     Explain(explain::Args),
+    /// Plan again for a fleet that runs: stay, route otherwise, or move.
+    Replan(replan::Args),
+    /// Keep a plan true as traffic, prices and machines change.
+    Autopilot(autopilot::Args),
     /// Simulate a plan on a trace, token by token, or one replica with the step times of another cost model.
     Simulate(simulate::Args),
     /// Predict the speed of replicas: TTFT, TPOT, where the time goes and what binds.
@@ -100,6 +106,8 @@ fn run(command: Command, printer: Printer) -> Result<Ending, Failure> {
         Command::Plan(args) => plan::run(&args, printer),
         Command::Compare(args) => compare::run(&args, printer),
         Command::Explain(args) => explain::run(&args, printer),
+        Command::Replan(args) => replan::run(&args, printer),
+        Command::Autopilot(args) => autopilot::run(&args, printer),
         Command::Simulate(args) => simulate::run(&args, printer),
         Command::Perf(command) => perf::run(&command, printer),
         Command::Router(command) => router::run(&command, printer),

@@ -76,7 +76,8 @@ impl Prepared<'_> {
             Lever::LengthConditioning if self.problem().lengths == Lengths::Trace => default(self),
             Lever::LengthConditioning => {
                 let database = Database::in_memory();
-                default(&Prepared::with_lengths(self.problem(), LengthMix::Overall, &database, progress)?)
+                let (problem, mix) = (self.problem(), LengthMix::Overall);
+                default(&Prepared::with_table_of(problem, problem, mix, &[], &database, progress)?)
             }
         }
     }

@@ -7,18 +7,24 @@
 //! 5. [`verify`]: the whole fleet on other traffic and held-out queries; where the table was optimistic, plan for more
 //!    and solve again.
 //! 6. [`score`]: what a plan is worth on traffic that it was neither made nor repaired on.
+//! 7. [`replan`]: the same again for a fleet that runs, with the cost of moving; [`autopilot`]: when to ask, and what then.
 
 pub mod assemble;
 mod attribution;
+pub mod autopilot;
 pub mod candidates;
 pub mod database;
 pub mod deployment;
 mod disaggregate;
 mod explain;
+pub mod forecast;
 mod infeasible;
+pub mod mix;
+pub mod moving;
 mod neighbours;
 mod plan;
 pub mod problem;
+pub mod replan;
 mod resume;
 pub mod routing;
 pub mod score;

@@ -3,7 +3,7 @@
 use std::cell::OnceCell;
 
 use boute_spec::outcome::Outcome;
-use boute_spec::plan::{Bound, Objective, Plan, Verification};
+use boute_spec::plan::{Bound, Objective, Plan, ReplicaGroup, Verification};
 use boute_spec::policy::RoutingPolicy;
 use rayon::prelude::*;
 
@@ -67,26 +67,36 @@ impl<'a> Prepared<'a> {
     /// # Errors
     /// If no strategy can have a plan, with what would help; if stopped.
     pub fn new(problem: &'a Problem, database: &Database, progress: Progress<'_>) -> Result<Self, PlanError> {
-        Self::with_lengths(problem, LengthMix::ByRoute, database, progress)
+        Self::with_table_of(problem, problem, LengthMix::ByRoute, &[], database, progress)
     }
 
-    pub(crate) fn with_lengths(
+    /// The same with the table of `measured`: this problem at another rate and on other traffic of like lengths, whose table is
+    /// in the database already. Configurations of `kept` groups stay, whatever dominates them.
+    pub(crate) fn with_table_of(
+        measured: &Problem,
         problem: &'a Problem,
         length_mix: LengthMix,
+        kept: &[ReplicaGroup],
         database: &Database,
         progress: Progress<'_>,
     ) -> Result<Self, PlanError> {
-        let (candidates, misfits) = candidates(problem);
+        let (candidates, misfits) = candidates(measured);
         if candidates.is_empty() {
             return Err(PlanError::Infeasible(nothing_fits(&misfits)));
         }
         let (candidates, table) =
-            Table::build(problem, candidates, length_mix, database, progress).ok_or(PlanError::Stopped)?;
+            Table::build(measured, candidates, length_mix, kept, database, progress).ok_or(PlanError::Stopped)?;
         let routes = routes(problem, &table.usd_per_query(problem, &candidates));
         if !routes.iter().any(|route| route.admissible) {
             return Err(PlanError::Infeasible(no_route(problem, &routes)));
         }
         Ok(Self { problem, candidates, table, routes })
+    }
+
+    /// Adds a route, and gives its index.
+    pub(crate) fn add_route(&mut self, route: Route) -> usize {
+        self.routes.push(route);
+        self.routes.len() - 1
     }
 
     /// The same with those candidates only that `keep` keeps.
@@ -422,7 +432,7 @@ pub(crate) fn goal_of(objective: Objective) -> Goal {
 }
 
 /// The route and fleet that a strategy picks, and what bounds its value if it proves one.
-fn choose(
+pub(crate) fn choose(
     search: &Search<'_>,
     routes: &[Route],
     strategy: Strategy,
@@ -477,7 +487,7 @@ fn knee(search: &Search<'_>, routes: &[Route], limits: &Limits) -> Option<Choice
 }
 
 /// The attempt as a plan; with its front and what binds if `around`.
-fn finish(
+pub(crate) fn finish(
     attempt: Attempt,
     search: &Search<'_>,
     ground: &Prepared<'_>,

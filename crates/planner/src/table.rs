@@ -20,6 +20,7 @@ use boute_sim::{ReplicaSpec, Request, simulate};
 use boute_spec::catalog::Source;
 use boute_spec::file::Lengths;
 use boute_spec::outcome::RequestOutcome;
+use boute_spec::plan::ReplicaGroup;
 use boute_spec::slo::{Metric, SloTarget};
 use boute_spec::units::SimTime;
 use rand::{RngExt, SeedableRng};
@@ -92,11 +93,12 @@ impl Table {
     /// promises. Returns those candidates and their table; `None` if told to stop.
     ///
     /// A candidate is dominated if another of the same model and GPU type with no more GPUs carries as much per GPU and is
-    /// as fast alone, under every length mix.
+    /// as fast alone, under every length mix. Those of `keep` groups stay all the same.
     pub(crate) fn build(
         problem: &Problem,
         candidates: Vec<Candidate>,
         length_mix: LengthMix,
+        keep: &[ReplicaGroup],
         database: &Database,
         progress: Progress<'_>,
     ) -> Option<(Vec<Candidate>, Self)> {
@@ -125,7 +127,11 @@ impl Table {
             known[*at].push(entry);
         }
         let by: Vec<Option<Candidate>> = (0..candidates.len())
-            .map(|at| dominator(at, &candidates, &known).map(|other| candidates[other].clone()))
+            .map(|at| {
+                let other = dominator(at, &candidates, &known)?;
+                let kept = keep.iter().any(|group| candidates[at].is_of(group));
+                (!kept).then(|| candidates[other].clone())
+            })
             .collect();
         let mut dominated = Vec::new();
         let mut kept = Vec::new();

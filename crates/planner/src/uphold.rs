@@ -39,6 +39,7 @@ const LONGER: f64 = 1.5;
 const RATES: (f64, f64) = (0.5, 1.5);
 
 /// A choice, simulated.
+#[derive(Clone)]
 pub(crate) struct Attempt {
     pub(crate) choice: Choice,
     pub(crate) bound: Option<f64>,
@@ -122,6 +123,11 @@ impl Attempt {
         };
         models.into_iter().all(|model| replicas(model) >= problem.robust.min_replicas)
             && self.runs().all(|run| kept(problem, run))
+    }
+
+    /// Whether every promise is kept on the traffic as it is, with nothing more to stand.
+    pub(crate) fn holds_as_it_is(&self, problem: &Problem) -> bool {
+        kept(problem, &self.planned) && kept(problem, &self.verified)
     }
 
     fn runs(&self) -> impl Iterator<Item = &FleetRun> {

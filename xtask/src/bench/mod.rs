@@ -13,6 +13,7 @@ use std::time::Instant;
 use boute_perf::{Calibration, ReplicaConfig, ReplicaModel, StepTime, default_engine};
 use boute_spec::catalog::Catalog;
 
+mod autopilot;
 mod mobo;
 mod perf;
 mod picture;
@@ -50,6 +51,12 @@ pub(crate) fn run(arguments: &[&str]) -> ExitCode {
                 return ExitCode::FAILURE;
             }
         }
+        ["autopilot", ..] => {
+            if let Err(message) = autopilot::run(small, &mut report) {
+                eprintln!("{message}");
+                return ExitCode::FAILURE;
+            }
+        }
         ["router", ..] => {
             if let Err(message) = router::run(small, &mut report) {
                 eprintln!("{message}");
@@ -78,7 +85,7 @@ pub(crate) fn run(arguments: &[&str]) -> ExitCode {
         }
         _ => {
             eprintln!(
-                "usage: cargo xtask bench [perf | sim | mobo | planner | router] [small], or (mobo | planner) pictures FOLDER"
+                "usage: cargo xtask bench [perf | sim | mobo | planner | router | autopilot] [small], or (mobo | planner) pictures FOLDER"
             );
             return ExitCode::from(2);
         }

@@ -76,14 +76,14 @@ fn offers(types: usize, stock: u32) -> Result<Vec<GpuOffer>, String> {
 }
 
 /// A plan and the seconds that it took.
-fn timed(problem: &Problem, database: &Database) -> Result<(Plan, f64), String> {
+pub(crate) fn timed(problem: &Problem, database: &Database) -> Result<(Plan, f64), String> {
     let start = Instant::now();
     let plan = plan(problem, Strategy::Default, database, &quiet).map_err(|error| error.to_string())?;
     Ok((plan, start.elapsed().as_secs_f64()))
 }
 
 /// The paper's setting: $30/h, 100 req/s asked, the models' own answer lengths.
-fn papers(example: &Problem, types: usize, stock: u32) -> Result<Problem, String> {
+pub(crate) fn papers(example: &Problem, types: usize, stock: u32) -> Result<Problem, String> {
     Ok(Problem {
         offers: offers(types, stock)?,
         planning_trace: example.planning_trace.at_rate(100.0),

@@ -15,7 +15,7 @@ use boute_spec::data_file::{parse_quality, parse_trace};
 use boute_spec::file::Stock;
 use boute_spec::parse::parse_spec;
 use boute_spec::units::UsdPerHour;
-use boute_spec::workload::Split;
+use boute_spec::workload::{Split, TraceRequest};
 
 use super::planner::quiet;
 use super::{Report, median};
@@ -27,19 +27,28 @@ const WINDOW: usize = 4_000;
 /// A search has arrived within this part of its own final value.
 const NEAR: f64 = 0.01;
 
+/// A text among the examples.
+fn text(name: &str) -> Result<String, String> {
+    let path = crate::root().join("examples").join(name);
+    let bytes = std::fs::read(path).map_err(|error| format!("{name}: {error}"))?;
+    let mut text = String::new();
+    let read = if bytes.starts_with(&[0x1f, 0x8b]) {
+        flate2::read::GzDecoder::new(bytes.as_slice()).read_to_string(&mut text)
+    } else {
+        bytes.as_slice().read_to_string(&mut text)
+    };
+    read.map(|_| text).map_err(|error| format!("{name}: {error}"))
+}
+
+/// The requests of the chat hour.
+pub(crate) fn chat_requests() -> Result<Vec<TraceRequest>, String> {
+    let name = "data/azure2023_conv.csv.gz";
+    let trace = parse_trace(name, &text(name)?).map_err(|error| error.to_string())?;
+    Ok(trace.requests().to_vec())
+}
+
 /// Llama-3.1-8B and 70B on three GPU types, chat traffic and MMLU-Pro scores: `examples/llama-8b-70b.yaml`.
 pub(crate) fn paper_like_problem() -> Result<Problem, String> {
-    let folder = crate::root().join("examples");
-    let text = |name: &str| -> Result<String, String> {
-        let bytes = std::fs::read(folder.join(name)).map_err(|error| format!("{name}: {error}"))?;
-        let mut text = String::new();
-        let read = if bytes.starts_with(&[0x1f, 0x8b]) {
-            flate2::read::GzDecoder::new(bytes.as_slice()).read_to_string(&mut text)
-        } else {
-            bytes.as_slice().read_to_string(&mut text)
-        };
-        read.map(|_| text).map_err(|error| format!("{name}: {error}"))
-    };
     let name = "llama-8b-70b.yaml";
     let spec = parse_spec(name, &text(name)?).map_err(|error| error.to_string())?;
     let catalog = Catalog::builtin();

@@ -92,7 +92,7 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
 }
 
 /// The spec that a plan names: from here, or from beside the plan.
-fn spec_of(plan: &Plan, path: &Path) -> Result<PathBuf, Failure> {
+pub(crate) fn spec_of(plan: &Plan, path: &Path) -> Result<PathBuf, Failure> {
     let named = plan.inputs.iter().find(|input| input.input == "spec").map(|input| input.file.as_str());
     let mut there = named.into_iter().flat_map(|name| {
         let alone = Path::new(name).file_name().unwrap_or_default().to_string_lossy().into_owned();

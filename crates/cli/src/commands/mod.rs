@@ -1,5 +1,6 @@
 //! One module per subcommand; each has its arguments and a `run`.
 
+pub(crate) mod autopilot;
 pub(crate) mod bench;
 pub(crate) mod catalog;
 pub(crate) mod check;
@@ -12,6 +13,7 @@ pub(crate) mod optimize;
 pub(crate) mod perf;
 pub(crate) mod plan;
 pub(crate) mod profile;
+pub(crate) mod replan;
 pub(crate) mod router;
 pub(crate) mod schema;
 pub(crate) mod serve;

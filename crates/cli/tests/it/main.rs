@@ -1,6 +1,7 @@
 //! The binary as a user meets it: commands end to end on real data, and clear errors for bad input.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod autopilot;
 mod compare;
 mod disaggregate;
 mod explain;

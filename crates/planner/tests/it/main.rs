@@ -1,10 +1,12 @@
 //! The planner on small problems: exact against enumeration, the same bytes for the same seed, and a clear no.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod autopilot;
 mod blackbox;
 mod classical;
 mod disaggregate;
 mod explain;
+mod replan;
 
 use boute_planner::candidates::candidates;
 use boute_planner::deployment::{Column, Effort, Goal, Limits, solve};

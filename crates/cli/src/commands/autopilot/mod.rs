@@ -1,0 +1,450 @@
+//! `boute autopilot`.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use boute_planner::autopilot::{
+    Act, Autopilot, Decision, Entry, Hold, Question, Record, Settings, Signals, digest,
+};
+use boute_planner::mix::ScoreMix;
+use boute_planner::replan::{Answer, as_of_late, lose, replan};
+use boute_planner::{Database, PlanError};
+use boute_spec::digest::sha256_hex;
+use boute_spec::plan::Plan;
+use boute_spec::units::Seconds;
+
+use crate::cache::database;
+use crate::commands::explain::spec_of;
+use crate::decisions::in_order;
+use crate::failure::{Ending, Failure};
+use crate::files::{Input, beside, write_whole};
+use crate::load::{Choices, Loaded, load, router_file_of};
+use crate::market::{Gpus, MovingArgs, apply_prices, offers_digest};
+use crate::printer::Printer;
+use crate::progress::{catch_ctrl_c, stop_requested};
+
+mod folder;
+mod tail;
+
+use folder::{Folder, Journal};
+use tail::Traffic;
+
+/// Seconds that the gateway's metrics may take.
+const METRICS_TIMEOUT: Duration = Duration::from_secs(2);
+/// The metric by which a gateway says that its certificate no longer holds.
+const VOID: &str = "boute_certificate_void";
+
+/// Keeps a plan true: follows the gateway's log of decisions, forecasts the rate, plans again when rate, lengths, queries, prices
+/// or stock are not what they were, and routes otherwise or moves the fleet, if that is worth it.
+///
+/// Without `--live` it only says in its journal what it would do. All it keeps is in `PLAN.autopilot/`.
+#[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    said: Option<Said>,
+    #[command(flatten)]
+    run: Option<RunArgs>,
+}
+
+/// What a person says to it, at any time.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Said {
+    /// Say what runs, what is under way, and what was decided last.
+    Status(PlanArg),
+    /// Leave fleet and routing as they are.
+    Pin(PlanArg),
+    /// Leave the fleet as it is; queries may be routed otherwise.
+    Freeze(PlanArg),
+    /// Go on after `pin` or `freeze`.
+    Release(PlanArg),
+    /// Say which GPUs are lost, all in all; without any, that none is.
+    Lost {
+        #[command(flatten)]
+        plan: PlanArg,
+        /// Such as `H100-SXM:2`.
+        gpus: Vec<Gpus>,
+    },
+}
+
+/// Which plan.
+#[derive(Debug, clap::Args)]
+pub(crate) struct PlanArg {
+    /// The plan.
+    plan: PathBuf,
+}
+
+/// The loop.
+#[derive(Debug, clap::Args)]
+#[group(skip)]
+pub(crate) struct RunArgs {
+    /// The plan that the gateway serves.
+    plan: PathBuf,
+    /// The gateway's log of decisions (`boute serve --decisions FILE`).
+    #[arg(long, value_name = "FILE")]
+    decisions: PathBuf,
+    /// The gateway's admin interface, to hear from its metrics when quality no longer holds.
+    #[arg(long, value_name = "HOST:PORT")]
+    admin: Option<String>,
+    /// The spec, looked at again whenever it changes; without, the file that the plan names.
+    #[arg(long)]
+    spec: Option<PathBuf>,
+    /// Prices as they are, looked at again whenever they change: lines such as `H100-SXM $2.40/h`.
+    #[arg(long, value_name = "FILE")]
+    prices: Option<PathBuf>,
+    /// Use this cloud's prices only, as the plan did.
+    #[arg(long)]
+    cloud: Option<String>,
+    /// Act: without, nothing is done.
+    #[arg(long)]
+    live: bool,
+    /// The command that has the fleet of the plan in `$BOUTE_PLAN` running; it may be run again for the same plan. Without, the
+    /// fleet stays as it is. Such as `boute export k8s "$BOUTE_PLAN" -o run/ && kubectl apply -f run/`.
+    #[arg(long, value_name = "COMMAND", requires = "live")]
+    apply: Option<String>,
+    /// Traffic is observed in intervals of this length.
+    #[arg(long, value_name = "TIME", default_value = "15min")]
+    interval: Seconds,
+    /// A smaller fleet is looked for this often.
+    #[arg(long, value_name = "TIME", default_value = "1h")]
+    every: Seconds,
+    /// A fleet is for the highest rate expected within this time.
+    #[arg(long, value_name = "TIME", default_value = "4h")]
+    ahead: Seconds,
+    /// Moves to another fleet within a day, at most; half of them are kept for rates that the fleet cannot carry.
+    #[arg(long, value_name = "N", default_value_t = 6)]
+    moves_per_day: usize,
+    /// Look once, do what is due, and end.
+    #[arg(long)]
+    once: bool,
+    #[command(flatten)]
+    moving: MovingArgs,
+}
+
+pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
+    match (&args.said, &args.run) {
+        (Some(said), _) => say(said, printer),
+        (None, Some(args)) => Pilot::start(args, printer)?.fly(),
+        (None, None) => Err(Failure::input("no plan is given", "`boute autopilot PLAN --decisions FILE`")),
+    }
+}
+
+fn say(said: &Said, printer: Printer) -> Result<Ending, Failure> {
+    let hold = |plan: &PlanArg, hold| Folder::of(&plan.plan).set_hold(hold).map(|()| Ending::Done);
+    match said {
+        Said::Status(plan) => status(&Folder::of(&plan.plan), printer),
+        Said::Pin(plan) => hold(plan, Hold::Pin),
+        Said::Freeze(plan) => hold(plan, Hold::Freeze),
+        Said::Release(plan) => hold(plan, Hold::None),
+        Said::Lost { plan, gpus } => {
+            Folder::of(&plan.plan).set_lost(&Gpus::by_type(gpus)).map(|()| Ending::Done)
+        }
+    }
+}
+
+fn status(folder: &Folder, printer: Printer) -> Result<Ending, Failure> {
+    let mut autopilot = Autopilot::new(Settings::default());
+    folder.records()?.iter().for_each(|record| autopilot.note(record));
+    let (now_s, last) = (now_s(), autopilot.last_decision());
+    printer.data(&serde_json::json!({
+        "hold": folder.hold(),
+        "lost": folder.lost()?,
+        "running": autopilot.running(),
+        "under_way": autopilot.under_way(),
+        "moves_today": autopilot.moves_today(now_s),
+        "last": last,
+    }))?;
+    let hold = match folder.hold() {
+        Hold::None => "free",
+        Hold::Freeze => "fleet frozen",
+        Hold::Pin => "pinned",
+    };
+    let running = autopilot.running().map_or("no plan yet", |digest| &digest[..12]);
+    let acts = autopilot.under_way().len();
+    printer.text(format_args!(
+        "{hold}; runs {running}; {acts} acts under way; {} moves within a day\n",
+        autopilot.moves_today(now_s)
+    ));
+    if let Some(last) = last {
+        printer.text(format_args!("last: {}\n", in_words(last)));
+    }
+    Ok(Ending::Done)
+}
+
+fn in_words(decision: &Decision) -> String {
+    let answer = match decision.answer {
+        Some(Answer::Stay) => "stay",
+        Some(Answer::ReRoute) => "re-route",
+        Some(Answer::Move) => "move",
+        None => "nothing can be done",
+    };
+    format!("{answer}, for {:.2} req/s ({:?}): {}", decision.rate, decision.trigger, decision.why.join("; "))
+}
+
+fn now_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// The loop with all it holds.
+struct Pilot<'a> {
+    args: &'a RunArgs,
+    printer: Printer,
+    folder: Folder,
+    journal: Journal,
+    autopilot: Autopilot,
+    traffic: Traffic,
+    database: Database,
+    /// Spec and prices as they were read last, by their digests.
+    loaded: Option<(String, Loaded)>,
+    router_file: PathBuf,
+}
+
+impl<'a> Pilot<'a> {
+    fn start(args: &'a RunArgs, printer: Printer) -> Result<Self, Failure> {
+        let interval_s = args.interval.get() as u64;
+        if interval_s == 0 || 86_400 % interval_s != 0 {
+            return Err(Failure::input("`--interval` does not divide a day", "take 15min, 5min or 1min"));
+        }
+        let plan = read_plan(&args.plan)?;
+        let router_file = match plan.routing.router.as_str() {
+            "" => router_file_of(&args.plan),
+            router => beside(&args.plan, router),
+        };
+        let folder = Folder::of(&args.plan);
+        let (journal, records) = Journal::open(&folder)?;
+        let mut autopilot = Autopilot::new(Settings {
+            interval_s,
+            every_s: args.every.get() as u64,
+            ahead_s: args.ahead.get() as u64,
+            moves_per_day: args.moves_per_day,
+            terms: args.moving.terms(),
+        });
+        records.iter().for_each(|record| autopilot.note(record));
+        let traffic = Traffic::follow(&args.decisions, interval_s, autopilot.next_interval());
+        let (database, loaded) = (database(), None);
+        Ok(Self { args, printer, folder, journal, autopilot, traffic, database, loaded, router_file })
+    }
+
+    fn fly(mut self) -> Result<Ending, Failure> {
+        let runtime = tokio::runtime::Runtime::new().map_err(Failure::unexpected)?;
+        catch_ctrl_c(&runtime);
+        let pause = Duration::from_secs((self.autopilot.settings().interval_s / 30).clamp(1, 10));
+        loop {
+            self.look()?;
+            if self.args.once {
+                return Ok(Ending::Done);
+            }
+            let until = SystemTime::now() + pause;
+            while SystemTime::now() < until {
+                if stop_requested() {
+                    return Ok(Ending::Done);
+                }
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        }
+    }
+
+    /// Once round: observe, do what is due, plan again if there is reason to.
+    fn look(&mut self) -> Result<(), Failure> {
+        let running = read_plan(&self.args.plan)?;
+        self.adopt(&running)?;
+        for observed in self.traffic.ended(now_s()) {
+            self.note(Entry::Observed(observed))?;
+        }
+        if self.act()? || !self.autopilot.under_way().is_empty() {
+            return Ok(());
+        }
+        self.reload(&running)?;
+        let signals = self.signals(&running)?;
+        if let Some(question) = self.autopilot.question(&signals) {
+            self.decide(&signals, &question, &running)?;
+            self.act()?;
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, entry: Entry) -> Result<Record, Failure> {
+        let record = self.journal.append(now_s(), entry)?;
+        self.autopilot.note(&record);
+        Ok(record)
+    }
+
+    /// A plan that someone else has put in place is taken as it is.
+    fn adopt(&mut self, running: &Plan) -> Result<(), Failure> {
+        let digest = digest(running);
+        let coming = self.autopilot.under_way().iter().any(|act| matches!(act, Act::Publish { plan, .. } if *plan == digest));
+        if self.autopilot.running() != Some(&digest) && !coming {
+            self.note(Entry::Adopted { plan: digest, rate: running.predicted.rate.get() })?;
+        }
+        Ok(())
+    }
+
+    /// Does what is due; whether anything was.
+    fn act(&mut self) -> Result<bool, Failure> {
+        let mut any = false;
+        while let Some((number, act)) = self.autopilot.next_act(now_s()).map(|(number, act)| (number, act.clone())) {
+            if !self.args.live {
+                break;
+            }
+            any = true;
+            self.note(Entry::Intent { number, act: act.clone() })?;
+            match self.perform(&act) {
+                Ok(()) => {
+                    self.note(Entry::Done { number })?;
+                }
+                Err(error) => {
+                    self.printer.say(format_args!("failed, and will be tried again: {error}"));
+                    self.note(Entry::Failed { number, error })?;
+                }
+            }
+        }
+        Ok(any)
+    }
+
+    fn perform(&self, act: &Act) -> Result<(), String> {
+        match act {
+            Act::Wait { .. } => Ok(()),
+            Act::Publish { plan, .. } => {
+                let told = |failure: Failure| format!("{failure:?}");
+                let plan = self.folder.plan(plan).map_err(told)?;
+                write_whole(&self.args.plan, plan.to_json_pretty().as_bytes()).map_err(told)?;
+                // The name too must outlive a crash of the machine.
+                let folder = self.args.plan.parent().filter(|folder| !folder.as_os_str().is_empty());
+                let _ = File::open(folder.unwrap_or(Path::new("."))).and_then(|folder| folder.sync_all());
+                Ok(())
+            }
+            Act::Fleet { plan } => {
+                let command = self.args.apply.as_deref().ok_or("there is no `--apply` to move the fleet by")?;
+                let lock = self.journal.lock().map_err(|error| error.to_string())?;
+                // Standard input is the lock: should we be killed, it is held until the command has ended.
+                let status = Command::new("sh")
+                    .args(["-c", command])
+                    .env("BOUTE_PLAN", self.folder.plan_file(plan))
+                    .stdin(Stdio::from(lock))
+                    .stdout(Stdio::from(std::io::stderr()))
+                    .status()
+                    .map_err(|error| error.to_string())?;
+                if status.success() { Ok(()) } else { Err(format!("`{command}` ended with {status}")) }
+            }
+        }
+    }
+
+    /// Reads spec and prices again if they are others than last time.
+    fn reload(&mut self, running: &Plan) -> Result<(), Failure> {
+        let spec = self.args.spec.clone().map_or_else(|| spec_of(running, &self.args.plan), Ok)?;
+        let mut name = Input::read(&spec)?.sha256;
+        if let Some(prices) = &self.args.prices {
+            name.push_str(&Input::read(prices)?.sha256);
+        }
+        if self.loaded.as_ref().is_some_and(|(then, _)| *then == name) {
+            return Ok(());
+        }
+        let choices = Choices {
+            cloud: self.args.cloud.clone(),
+            seed: running.seed,
+            router_file: self.router_file.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            scoring: false,
+        };
+        let mut loaded = load(&spec, &choices)?;
+        if let Some(prices) = &self.args.prices {
+            apply_prices(&mut loaded.problem, prices)?;
+        }
+        self.loaded = Some((name, loaded));
+        Ok(())
+    }
+
+    fn loaded(&self) -> Result<&Loaded, Failure> {
+        self.loaded.as_ref().map(|(_, loaded)| loaded).ok_or_else(|| Failure::unexpected("no spec was read"))
+    }
+
+    fn signals(&self, running: &Plan) -> Result<Signals, Failure> {
+        let problem = &self.loaded()?.problem;
+        let queries = problem.quality.as_ref().map(|quality| &quality.planning);
+        let hold = match self.folder.hold() {
+            // Nothing could move it.
+            Hold::None if self.args.live && self.args.apply.is_none() => Hold::Freeze,
+            hold => hold,
+        };
+        Ok(Signals {
+            now_s: now_s(),
+            offers: offers_digest(problem),
+            lost: self.folder.lost()?,
+            alarm: self.args.admin.as_deref().and_then(alarm),
+            hold,
+            base_mix: queries.and_then(|queries| ScoreMix::expected(queries, &running.routing.policy).ok()),
+        })
+    }
+
+    fn decide(&mut self, signals: &Signals, question: &Question, running: &Plan) -> Result<(), Failure> {
+        let recent = in_order(self.traffic.recent());
+        let spec = &self.loaded()?.problem;
+        let mut problem = as_of_late(spec, &recent, question.rate);
+        if let Some(mix) = &question.mix {
+            problem.quality = mix.applied_to(spec, &running.routing.policy).or(problem.quality);
+        }
+        lose(&mut problem, &signals.lost);
+        let stop = |_: &boute_planner::Step| stop_requested();
+        let answer = match replan(spec, &problem, running, &question.terms, &self.database, &stop) {
+            Ok(answer) => Ok(answer),
+            Err(PlanError::Infeasible(why)) => Err(why.to_string()),
+            Err(PlanError::Stopped) => return Ok(()),
+            Err(error) => return Err(Failure::unexpected(error)),
+        };
+        if stop_requested() {
+            return Ok(());
+        }
+        let mut inputs: BTreeMap<String, String> =
+            spec.inputs.iter().map(|input| (input.input.clone(), input.sha256.clone())).collect();
+        let lengths = recent.iter().map(|it| format!("{} {} {}\n", it.arrival.0, it.input_tokens, it.output_tokens));
+        inputs.insert("recent".into(), sha256_hex(lengths.collect::<String>().as_bytes()));
+        let (decision, plans) =
+            self.autopilot.decide(signals, question, &answer, running, inputs).map_err(Failure::unexpected)?;
+        self.printer.say(in_words(&decision));
+        if !self.args.live {
+            return self.note(Entry::DryRun(decision)).map(drop);
+        }
+        // Plans and router are there before anything names them.
+        if let (Some(_), Some(scorer)) = (&decision.to, &self.loaded()?.scorer) {
+            let router = scorer.to_json();
+            let name = self.router_file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            for path in [self.router_file.clone(), self.folder.path("plans").join(name)] {
+                let same = Input::read(&path).is_ok_and(|there| there.text == router);
+                if !same {
+                    write_whole(&path, router.as_bytes())?;
+                }
+            }
+        }
+        plans.values().try_for_each(|plan| self.folder.keep(plan))?;
+        self.note(Entry::Decided(decision)).map(drop)
+    }
+}
+
+fn read_plan(path: &Path) -> Result<Plan, Failure> {
+    let input = Input::read(path)?;
+    Plan::parse(&input.name, &input.text).map_err(Failure::told)
+}
+
+/// What the gateway's metrics say of its certificate; nothing where they cannot be read, which is not its fault.
+fn alarm(admin: &str) -> Option<String> {
+    let metrics = metrics(admin).ok()?;
+    let void = metrics.lines().find(|line| {
+        let value = line.rsplit(' ').next().and_then(|value| value.parse::<f64>().ok());
+        line.starts_with(VOID) && value.is_some_and(|value| value > 0.0)
+    });
+    void.map(str::to_owned)
+}
+
+fn metrics(admin: &str) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(admin)?;
+    stream.set_read_timeout(Some(METRICS_TIMEOUT))?;
+    stream.set_write_timeout(Some(METRICS_TIMEOUT))?;
+    write!(stream, "GET /metrics HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}

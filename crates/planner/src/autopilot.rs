@@ -1,0 +1,617 @@
+//! The autopilot as a state machine without clock or files: it is told what was observed, says when to plan again, decides what
+//! to do with the answer, and what to do next. Whoever runs it keeps a journal and acts; the simulated week and `boute
+//! autopilot` run the same code.
+//!
+//! All state is a fold over the journal ([`Autopilot::note`]), so that a start after a crash is a replay. A decision names the
+//! plan to come by digest and lists its acts; each act is announced (`intent`) before it is done and confirmed (`done`) after. An act
+//! announced and not confirmed is done again: acts are idempotent.
+
+use std::collections::BTreeMap;
+
+use boute_spec::digest::sha256_hex;
+use boute_spec::plan::{Deployment, InvalidPlan, Plan, PlanDraft};
+use boute_spec::units::UsdPerHour;
+use serde::{Deserialize, Serialize};
+
+use crate::forecast::Forecast;
+use crate::mix::ScoreMix;
+use crate::moving::{Stage, Terms};
+use crate::replan::{Answer, Replan};
+
+/// Seconds of a day.
+const DAY_S: u64 = 86_400;
+/// Days of observations that are kept: the forecast's seven and one more.
+const KEPT_DAYS: u64 = 8;
+/// Intervals whose traffic is looked at for drift, and the decisions that are enough of it.
+const RECENT: u64 = 4;
+const ENOUGH: u64 = 2_000;
+/// Mean lengths that differ by more than this from those last planned with have drifted.
+const DRIFT: f64 = 0.15;
+/// A rate lower than planned for by this part is worth a question.
+const SLACK: f64 = 0.1;
+/// Intervals within which a fleet must be ready, for a rate that is coming.
+const LEAD: u64 = 2;
+/// Seconds until a failed act is tried again: doubled each time, up to the second.
+const RETRY_S: (u64, u64) = (30, 900);
+
+/// How often, how far ahead, how much.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Settings {
+    /// Length of an interval of observation.
+    pub interval_s: u64,
+    /// A smaller fleet is looked for this often.
+    pub every_s: u64,
+    /// A fleet is for the highest rate expected within this time.
+    pub ahead_s: u64,
+    /// Moves to another fleet within a day, at most; half of them are kept for rates that what runs cannot carry.
+    pub moves_per_day: usize,
+    /// What moving takes and when it is worth it.
+    pub terms: Terms,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { interval_s: 900, every_s: 3600, ahead_s: 4 * 3600, moves_per_day: 6, terms: Terms::default() }
+    }
+}
+
+/// The traffic of one interval.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Observed {
+    /// Number of the interval since the Unix epoch.
+    pub interval: u64,
+    /// Requests that arrived in it.
+    pub requests: u64,
+    /// Prompt tokens of all.
+    pub prompt_tokens: u64,
+    /// Answer tokens of all.
+    pub answer_tokens: u64,
+    /// Decisions by policy.
+    pub mix: ScoreMix,
+}
+
+/// What a person has said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Hold {
+    /// Nothing: the autopilot acts.
+    #[default]
+    None,
+    /// The fleet stays; queries may be routed otherwise.
+    Freeze,
+    /// Fleet and routing stay.
+    Pin,
+}
+
+/// What is so now, beside the traffic.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Signals {
+    /// Seconds since the Unix epoch.
+    pub now_s: u64,
+    /// Digest of prices and stock.
+    pub offers: String,
+    /// GPUs that are lost, all in all.
+    pub lost: BTreeMap<String, u32>,
+    /// What the gateway complains about.
+    pub alarm: Option<String>,
+    /// What a person has said.
+    pub hold: Hold,
+    /// The mix that the planning queries give under the policy that runs.
+    pub base_mix: Option<ScoreMix>,
+}
+
+/// Why a plan is made again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Trigger {
+    /// GPUs are lost or back.
+    Stock,
+    /// Prices or stock of the spec have changed.
+    Offers,
+    /// The gateway says that quality does not hold.
+    Alarm,
+    /// Queries are of another mix.
+    Mix,
+    /// Prompts or answers are longer or shorter.
+    Lengths,
+    /// More is coming than was planned for.
+    RateUp,
+    /// Less is coming, and it is time to look.
+    RateDown,
+}
+
+/// What to plan for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Question {
+    /// Why.
+    pub trigger: Trigger,
+    /// Requests per second.
+    pub rate: f64,
+    /// The mix, where it is not that of the planning queries.
+    pub mix: Option<ScoreMix>,
+    /// When a move is worth it; no move that only saves where too many were made.
+    pub terms: Terms,
+}
+
+/// Something to do.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "act", rename_all = "snake_case")]
+pub enum Act {
+    /// Have the fleet of this plan running.
+    Fleet {
+        /// Digest of the plan.
+        plan: String,
+    },
+    /// Let time pass.
+    Wait {
+        /// Seconds.
+        seconds: f64,
+    },
+    /// Put this plan where the gateway reads it.
+    Publish {
+        /// Digest of the plan.
+        plan: String,
+        /// Rate that it is for.
+        rate: f64,
+    },
+}
+
+/// What was decided, and on what ground.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Decision {
+    /// Why there was a question.
+    pub trigger: Trigger,
+    /// The answer, after what limits it; `None` where nothing keeps the promises.
+    pub answer: Option<Answer>,
+    /// Why.
+    pub why: Vec<String>,
+    /// Requests per second planned for.
+    pub rate: f64,
+    /// Rent that it saves.
+    pub saving_usd_per_hour: f64,
+    /// Digests of what it was made from.
+    pub inputs: BTreeMap<String, String>,
+    /// Digest of the plan that runs.
+    pub from: String,
+    /// Digest of the plan to come, if it is another.
+    pub to: Option<String>,
+    /// What is to be done.
+    pub acts: Vec<Act>,
+    /// GPUs that were lost when it was made.
+    pub lost: BTreeMap<String, u32>,
+    /// Digest of the prices and stock it was made with.
+    pub offers: String,
+    /// The mix to be expected from here on.
+    pub mix: Option<ScoreMix>,
+    /// Mean prompt and answer that it was made with.
+    pub lengths: Option<(f64, f64)>,
+    /// What the gateway complained about.
+    pub alarm: Option<String>,
+}
+
+/// A line of the journal.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// Seconds since the Unix epoch.
+    pub at_s: u64,
+    /// What happened.
+    #[serde(flatten)]
+    pub entry: Entry,
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Entry {
+    /// The autopilot took over a plan that it did not make.
+    Adopted {
+        /// Its digest.
+        plan: String,
+        /// Rate that it is for.
+        rate: f64,
+    },
+    /// An interval ended.
+    Observed(Observed),
+    /// A decision.
+    Decided(Decision),
+    /// A decision that is only told: nothing is done.
+    DryRun(Decision),
+    /// An act begins.
+    Intent {
+        /// Its number in the decision.
+        number: usize,
+        /// The act.
+        act: Act,
+    },
+    /// An act is done.
+    Done {
+        /// Its number.
+        number: usize,
+    },
+    /// An act failed, and will be tried again.
+    Failed {
+        /// Its number.
+        number: usize,
+        /// Why.
+        error: String,
+    },
+}
+
+/// Acts under way.
+#[derive(Debug, Clone, PartialEq)]
+struct Change {
+    acts: Vec<Act>,
+    /// Those done.
+    done: usize,
+    /// When the last was done.
+    since_s: u64,
+    failures: u32,
+    not_before_s: u64,
+}
+
+/// What is known, by the journal.
+#[derive(Debug, Clone, Default)]
+struct State {
+    running: Option<(String, f64)>,
+    observed: BTreeMap<u64, Observed>,
+    rates: BTreeMap<u64, f64>,
+    change: Option<Change>,
+    /// When fleets were moved.
+    moves: Vec<u64>,
+    asked_s: u64,
+    last: Option<Decision>,
+    /// The first interval under the policy that runs.
+    policy_since: u64,
+}
+
+/// The autopilot.
+#[derive(Debug, Clone)]
+pub struct Autopilot {
+    settings: Settings,
+    state: State,
+}
+
+impl Autopilot {
+    /// One that knows nothing yet; [`note`](Self::note) the journal's records in order.
+    pub fn new(settings: Settings) -> Self {
+        Self { settings, state: State::default() }
+    }
+
+    /// Its settings.
+    pub const fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Digest of the plan that it has published last, or adopted.
+    pub fn running(&self) -> Option<&str> {
+        self.state.running.as_ref().map(|(digest, _)| digest.as_str())
+    }
+
+    /// Acts that are still to be done.
+    pub fn under_way(&self) -> &[Act] {
+        self.state.change.as_ref().map_or(&[], |change| &change.acts[change.done..])
+    }
+
+    /// The last decision.
+    pub const fn last_decision(&self) -> Option<&Decision> {
+        self.state.last.as_ref()
+    }
+
+    /// The first interval that has not been observed.
+    pub fn next_interval(&self) -> u64 {
+        self.state.observed.last_key_value().map_or(0, |(interval, _)| interval + 1)
+    }
+
+    /// Moves to another fleet within the last day.
+    pub fn moves_today(&self, now_s: u64) -> usize {
+        self.state.moves.iter().filter(|at| **at + DAY_S > now_s).count()
+    }
+
+    /// Takes in a record.
+    pub fn note(&mut self, record: &Record) {
+        let at_s = record.at_s;
+        match &record.entry {
+            Entry::Adopted { plan, rate } => {
+                self.state.running = Some((plan.clone(), *rate));
+                self.state.change = None;
+                self.state.last = None;
+                self.state.policy_since = at_s.div_ceil(self.settings.interval_s);
+            }
+            Entry::Observed(observed) => self.observed(observed),
+            Entry::DryRun(decision) => {
+                self.state.asked_s = at_s;
+                self.state.last = Some(decision.clone());
+            }
+            Entry::Decided(decision) => {
+                self.state.asked_s = at_s;
+                if decision.answer == Some(Answer::Move) {
+                    self.state.moves.push(at_s);
+                }
+                if let (Some(Answer::Stay), Some((_, rate))) = (decision.answer, &mut self.state.running) {
+                    // What runs has been seen to carry it.
+                    *rate = rate.max(decision.rate);
+                }
+                let acts = decision.acts.clone();
+                let change = Change { acts, done: 0, since_s: at_s, failures: 0, not_before_s: at_s };
+                self.state.change = (!change.acts.is_empty()).then_some(change);
+                self.state.last = Some(decision.clone());
+            }
+            Entry::Intent { .. } => {}
+            Entry::Done { number } => self.done(*number, at_s),
+            Entry::Failed { .. } => {
+                if let Some(change) = &mut self.state.change {
+                    let wait_s = (RETRY_S.0 << change.failures.min(8)).min(RETRY_S.1);
+                    (change.failures, change.not_before_s) = (change.failures + 1, at_s + wait_s);
+                }
+            }
+        }
+    }
+
+    fn observed(&mut self, observed: &Observed) {
+        let rate = observed.requests as f64 / self.settings.interval_s as f64;
+        self.state.rates.insert(observed.interval, rate);
+        self.state.observed.insert(observed.interval, observed.clone());
+        let oldest = observed.interval.saturating_sub(KEPT_DAYS * self.per_day());
+        self.state.rates.retain(|interval, _| *interval >= oldest);
+        let oldest = observed.interval.saturating_sub(RECENT);
+        self.state.observed.retain(|interval, _| *interval >= oldest);
+    }
+
+    fn done(&mut self, number: usize, at_s: u64) {
+        let Some(change) = self.state.change.as_mut().filter(|change| change.done == number) else { return };
+        if let Act::Publish { plan, rate } = &change.acts[number] {
+            self.state.running = Some((plan.clone(), *rate));
+            self.state.policy_since = at_s.div_ceil(self.settings.interval_s);
+        }
+        (change.done, change.since_s, change.failures, change.not_before_s) = (number + 1, at_s, 0, at_s);
+        if change.done == change.acts.len() {
+            self.state.change = None;
+        }
+    }
+
+    const fn per_day(&self) -> u64 {
+        DAY_S / self.settings.interval_s
+    }
+
+    /// The next act and its number, if it is time for it. What waits is an act too, with nothing to do when its time has come.
+    pub fn next_act(&self, now_s: u64) -> Option<(usize, &Act)> {
+        let change = self.state.change.as_ref()?;
+        let act = &change.acts[change.done];
+        let due_s = match act {
+            Act::Wait { seconds } => change.since_s + seconds.ceil() as u64,
+            _ => change.not_before_s,
+        };
+        (now_s >= due_s).then_some((change.done, act))
+    }
+
+    /// Whether to plan again, and for what. Never while acts are under way, or while a person has pinned the plan.
+    pub fn question(&self, signals: &Signals) -> Option<Question> {
+        let (_, planned_rate) = self.state.running.as_ref()?;
+        if self.state.change.is_some() || signals.hold == Hold::Pin {
+            return None;
+        }
+        let now = signals.now_s / self.settings.interval_s;
+        let forecast = Forecast { rates: &self.state.rates, per_day: self.per_day() };
+        let soon = forecast.peak(now, now + LEAD)?;
+        let ahead = forecast.peak(now, now + self.settings.ahead_s / self.settings.interval_s)?.max(soon);
+        let mix = self.recent_mix();
+        let trigger = self.trigger(signals, *planned_rate, soon, ahead, mix.as_ref())?;
+        let rate = if soon > *planned_rate { ahead } else { ahead.min(*planned_rate) };
+        let mix = mix.filter(|mix| signals.base_mix.as_ref().is_some_and(|base| mix.shifted(base)));
+        let mut terms = self.settings.terms;
+        if !self.may_save(signals) {
+            terms.least_gain = f64::INFINITY;
+        }
+        Some(Question { trigger, rate, mix, terms })
+    }
+
+    /// Whether a fleet may be moved that keeps its promises, to save.
+    fn may_save(&self, signals: &Signals) -> bool {
+        self.moves_today(signals.now_s) < self.settings.moves_per_day / 2 && signals.hold == Hold::None
+    }
+
+    fn trigger(
+        &self,
+        signals: &Signals,
+        planned_rate: f64,
+        soon: f64,
+        ahead: f64,
+        mix: Option<&ScoreMix>,
+    ) -> Option<Trigger> {
+        let last = self.state.last.as_ref();
+        let nothing = BTreeMap::new();
+        if signals.lost != *last.map_or(&nothing, |last| &last.lost) {
+            return Some(Trigger::Stock);
+        }
+        if last.is_some_and(|last| last.offers != signals.offers) {
+            return Some(Trigger::Offers);
+        }
+        if signals.alarm.is_some() && signals.alarm != last.and_then(|last| last.alarm.clone()) {
+            return Some(Trigger::Alarm);
+        }
+        let expected = last.and_then(|last| last.mix.as_ref()).or(signals.base_mix.as_ref());
+        if mix.zip(expected).is_some_and(|(mix, expected)| mix.shifted(expected)) {
+            return Some(Trigger::Mix);
+        }
+        if soon > planned_rate {
+            return Some(Trigger::RateUp);
+        }
+        let planned_with = last.and_then(|last| last.lengths);
+        let drifted = |(now, then): (f64, f64)| (now / then - 1.0).abs() > DRIFT;
+        if let Some((now, then)) = self.recent_lengths().zip(planned_with)
+            && (drifted((now.0, then.0)) || drifted((now.1, then.1)))
+        {
+            return Some(Trigger::Lengths);
+        }
+        let due = signals.now_s >= self.state.asked_s + self.settings.every_s && self.may_save(signals);
+        (due && ahead < planned_rate * (1.0 - SLACK)).then_some(Trigger::RateDown)
+    }
+
+    /// The mix of the latest intervals that have enough decisions by the policy that runs.
+    fn recent_mix(&self) -> Option<ScoreMix> {
+        let mut mix = ScoreMix::default();
+        for (_, observed) in self.state.observed.range(self.state.policy_since..).rev() {
+            mix.add(&observed.mix);
+            if mix.total() >= ENOUGH {
+                return Some(mix);
+            }
+        }
+        (mix.total() >= ENOUGH / 4).then_some(mix)
+    }
+
+    /// Mean prompt and answer of the latest intervals.
+    pub fn recent_lengths(&self) -> Option<(f64, f64)> {
+        let sum = self.state.observed.values().fold((0, 0, 0), |sum, it| {
+            (sum.0 + it.requests, sum.1 + it.prompt_tokens, sum.2 + it.answer_tokens)
+        });
+        (sum.0 >= ENOUGH / 4).then(|| (sum.1 as f64 / sum.0 as f64, sum.2 as f64 / sum.0 as f64))
+    }
+
+    /// What to do with an answer (`Err`: nothing keeps the promises, and why), and the plans that its acts name, by digest.
+    /// A move is not made where a person has frozen the fleet or the day's moves are used up.
+    ///
+    /// # Errors
+    /// If a fleet on the way is no plan.
+    pub fn decide(
+        &self,
+        signals: &Signals,
+        question: &Question,
+        answer: &Result<Replan, String>,
+        running: &Plan,
+        inputs: BTreeMap<String, String>,
+    ) -> Result<(Decision, BTreeMap<String, Plan>), InvalidPlan> {
+        let mut decision = Decision {
+            trigger: question.trigger,
+            answer: None,
+            why: Vec::new(),
+            rate: question.rate,
+            saving_usd_per_hour: 0.0,
+            inputs,
+            from: digest(running),
+            to: None,
+            acts: Vec::new(),
+            lost: signals.lost.clone(),
+            offers: signals.offers.clone(),
+            mix: question.mix.clone(),
+            lengths: self.recent_lengths(),
+            alarm: signals.alarm.clone(),
+        };
+        let replan = match answer {
+            Err(why) => Err(vec![why.clone()]),
+            Ok(replan) => match self.barred(signals, replan.answer) {
+                Some(why) => Err([&replan.why[..], &[format!("not done: {why}")]].concat()),
+                None => Ok(replan),
+            },
+        };
+        let replan = match replan {
+            Ok(replan) => replan,
+            Err(why) => {
+                // What is lost is not made good: it is asked again.
+                decision.lost = self.state.last.as_ref().map(|last| last.lost.clone()).unwrap_or_default();
+                return Ok((Decision { why, ..decision }, BTreeMap::new()));
+            }
+        };
+        decision.why.clone_from(&replan.why);
+        decision.answer = Some(replan.answer);
+        decision.mix.clone_from(&replan.mix);
+        let Some(plan) = &replan.plan else { return Ok((decision, BTreeMap::new())) };
+        decision.saving_usd_per_hour = replan.saving_usd_per_hour;
+        decision.to = Some(digest(plan));
+        let (acts, plans) = acts(replan, running, plan)?;
+        decision.acts = acts;
+        Ok((decision, plans))
+    }
+}
+
+impl Autopilot {
+    /// Why an answer must not be carried out.
+    fn barred(&self, signals: &Signals, answer: Answer) -> Option<&'static str> {
+        if answer != Answer::Move {
+            return None;
+        }
+        if signals.hold == Hold::Freeze {
+            return Some("the fleet is frozen");
+        }
+        let used_up = self.moves_today(signals.now_s) >= self.settings.moves_per_day;
+        used_up.then_some("the day's moves are used up")
+    }
+}
+
+/// The digest by which a plan is known.
+pub fn digest(plan: &Plan) -> String {
+    sha256_hex(plan.to_json_pretty().as_bytes())
+}
+
+/// The acts that lead from one plan to another, and the plans that they name.
+fn acts(
+    replan: &Replan,
+    running: &Plan,
+    plan: &Plan,
+) -> Result<(Vec<Act>, BTreeMap<String, Plan>), InvalidPlan> {
+    let publish = || Act::Publish { plan: digest(plan), rate: plan.predicted.rate.get() };
+    let mut plans = BTreeMap::from([(digest(plan), plan.clone())]);
+    let moving = replan.moving.as_ref().filter(|_| replan.answer == Answer::Move);
+    let Some(moving) = moving else { return Ok((vec![publish()], plans)) };
+    let last = moving.stages.iter().rposition(|stage| matches!(stage, Stage::Fleet { .. }));
+    let mut routing = running;
+    let mut acts = Vec::new();
+    for (at, stage) in moving.stages.iter().enumerate() {
+        acts.push(match stage {
+            Stage::Wait { seconds } => Act::Wait { seconds: *seconds },
+            Stage::Routes => {
+                routing = plan;
+                publish()
+            }
+            Stage::Fleet { .. } if Some(at) == last => Act::Fleet { plan: digest(plan) },
+            Stage::Fleet { deployment } => {
+                let stage = on_the_way(routing, [running, plan], deployment)?;
+                let name = digest(&stage);
+                plans.insert(name.clone(), stage);
+                Act::Fleet { plan: name }
+            }
+        });
+    }
+    Ok((acts, plans))
+}
+
+/// A plan whose fleet is one on the way between `ends`. Old and new are paid for at once, whatever the budget.
+fn on_the_way(routing: &Plan, ends: [&Plan; 2], deployment: &Deployment) -> Result<Plan, InvalidPlan> {
+    let mut draft = PlanDraft::clone(routing);
+    draft.deployment = deployment.clone();
+    draft.targets.budget_usd_per_hour = None;
+    draft.predicted.cost_usd_per_hour = UsdPerHour::new(deployment.usd_per_hour()).unwrap_or_default();
+    (draft.bound, draft.front, draft.binding) = (None, Vec::new(), Vec::new());
+    for end in ends {
+        for model in &end.models {
+            if !draft.models.iter().any(|known| known.id == model.id) {
+                draft.models.push(model.clone());
+            }
+        }
+        for gpu in &end.gpus {
+            if !draft.gpus.iter().any(|known| known.name == gpu.name) {
+                draft.gpus.push(gpu.clone());
+            }
+        }
+    }
+    Plan::try_from(draft)
+}
+
+/// A journal as far as it is whole, and the bytes that are: a last line that a crash cut off does not count.
+///
+/// # Errors
+/// With the number of a line that is no record and not the last.
+pub fn read_journal(text: &str) -> Result<(Vec<Record>, usize), usize> {
+    let (mut records, mut whole) = (Vec::new(), 0);
+    for (number, line) in (1..).zip(text.split_inclusive('\n')) {
+        if !line.ends_with('\n') {
+            break;
+        }
+        match serde_json::from_str(line) {
+            Ok(record) => records.push(record),
+            Err(_) if whole + line.len() == text.len() => break,
+            Err(_) => return Err(number),
+        }
+        whole += line.len();
+    }
+    Ok((records, whole))
+}

@@ -1,0 +1,271 @@
+//! The autopilot: bounded, deaf to noise, obedient, and whole again after a crash at any point.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use boute_planner::autopilot::{
+    Act, Autopilot, Entry, Hold, Observed, Record, Settings, Signals, Trigger, digest, read_journal,
+};
+use boute_planner::mix::ScoreMix;
+use boute_planner::replan::{Answer, Replan, replan};
+use boute_planner::{Database, Strategy, plan};
+use boute_router::decide::Decider;
+use boute_spec::plan::{Objective, Plan};
+use proptest::prelude::*;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::{problem, quiet, trace};
+
+const INTERVAL_S: u64 = 900;
+
+/// A plan, and what planning again for two fifths of its rate answers: a move.
+fn scene() -> (Plan, Replan) {
+    let (mut problem, database) = (problem(Objective::MinCost), Database::in_memory());
+    problem.rate = 40.0;
+    (problem.planning_trace, problem.verification_trace) = (trace(1, 40.0), trace(2, 40.0));
+    let plan = plan(&problem, Strategy::Exact, &database, &quiet).unwrap();
+    let mut now = problem.clone();
+    now.rate = 16.0;
+    (now.planning_trace, now.verification_trace) = (trace(3, 16.0), trace(4, 16.0));
+    let answer = replan(&problem, &now, &plan, &Settings::default().terms, &database, &quiet).unwrap();
+    assert_eq!(answer.answer, Answer::Move, "{:?}", answer.why);
+    (plan, answer)
+}
+
+fn adopted(plan: &Plan) -> Autopilot {
+    let mut autopilot = Autopilot::new(Settings::default());
+    let rate = plan.predicted.rate.get();
+    autopilot.note(&Record { at_s: 0, entry: Entry::Adopted { plan: digest(plan), rate } });
+    autopilot
+}
+
+/// An interval in which `rate` requests per second of these queries come, routed by `plan`.
+fn interval(number: u64, rate: f64, plan: &Plan, queries: &boute_router::ScoredQueries) -> Record {
+    let decider = Decider::new(&plan.routing.policy, &queries.models).unwrap();
+    let mut rng = ChaCha8Rng::seed_from_u64(number);
+    let requests = (rate * INTERVAL_S as f64) as u64;
+    let mut mix = ScoreMix::default();
+    for _ in 0..requests {
+        let scores = queries.predicted(rng.random_range(0..queries.len()));
+        let model = decider.decide(scores).model;
+        mix.count(&queries.models[model], scores[model]);
+    }
+    let observed =
+        Observed { interval: number, requests, prompt_tokens: 800 * requests, answer_tokens: 160 * requests, mix };
+    Record { at_s: (number + 1) * INTERVAL_S, entry: Entry::Observed(observed) }
+}
+
+fn signals(now_s: u64, plan: &Plan, queries: &boute_router::ScoredQueries) -> Signals {
+    let base_mix = ScoreMix::expected(queries, &plan.routing.policy).ok();
+    Signals { now_s, offers: "as ever".into(), base_mix, ..Signals::default() }
+}
+
+#[test]
+fn noise_raises_no_question_and_a_shift_does_within_one_interval() {
+    let (plan, _) = scene();
+    let quality = problem(Objective::MinCost).quality.unwrap();
+    let mut autopilot = adopted(&plan);
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    // Two days at 90 % of the planned rate, ±5 %: the forecast and its margin stay in the band.
+    for number in 0..192 {
+        autopilot.note(&interval(number, rng.random_range(35.0..38.0), &plan, &quality.held_out));
+        let signals = signals((number + 1) * INTERVAL_S, &plan, &quality.planning);
+        let question = autopilot.question(&signals);
+        // On the first day nothing is known of the pattern, and the margin is an assumed one.
+        assert!(number < 120 || question.is_none(), "{number}: {question:?}");
+    }
+    let harder = boute_planner::mix::only(&quality.held_out, |query| quality.held_out.predicted(query)[0] < 0.4);
+    autopilot.note(&interval(192, 36.0, &plan, &harder));
+    let question = autopilot.question(&signals(193 * INTERVAL_S, &plan, &quality.planning)).unwrap();
+    assert_eq!(question.trigger, Trigger::Mix);
+    assert!(question.mix.is_some() && question.rate <= plan.predicted.rate.get());
+}
+
+#[test]
+fn moves_are_counted_and_a_person_has_the_last_word() {
+    let (plan, answer) = scene();
+    let quality = problem(Objective::MinCost).quality.unwrap();
+    let mut autopilot = adopted(&plan);
+    autopilot.note(&interval(0, 10.0, &plan, &quality.held_out));
+    let mut signals = signals(INTERVAL_S + 3600, &plan, &quality.planning);
+    let question = autopilot.question(&signals).unwrap();
+    assert_eq!(question.trigger, Trigger::RateDown);
+    signals.hold = Hold::Pin;
+    assert_eq!(autopilot.question(&signals), None);
+    signals.hold = Hold::Freeze;
+    let decide = |autopilot: &Autopilot, signals: &Signals| {
+        autopilot.decide(signals, &question, &Ok(answer.clone()), &plan, BTreeMap::new()).unwrap().0
+    };
+    let frozen = decide(&autopilot, &signals);
+    assert!(frozen.answer.is_none() && frozen.acts.is_empty(), "{frozen:?}");
+    signals.hold = Hold::None;
+
+    let mut made = 0;
+    for hour in 2..12 {
+        signals.now_s = hour * 3600;
+        let decision = decide(&autopilot, &signals);
+        made += usize::from(decision.answer == Some(Answer::Move));
+        let acts = decision.acts.len();
+        autopilot.note(&Record { at_s: signals.now_s, entry: Entry::Decided(decision) });
+        assert!(acts == 0 || autopilot.question(&signals).is_none(), "one at a time");
+        (0..acts).for_each(|number| autopilot.note(&Record { at_s: signals.now_s, entry: Entry::Done { number } }));
+    }
+    assert_eq!(made, Settings::default().moves_per_day);
+    // What only saves is not even asked for once half of them are used.
+    signals.now_s += 3600;
+    assert!(autopilot.question(&signals).is_none_or(|question| question.trigger != Trigger::RateDown));
+}
+
+/// A disk and a cluster: what outlives a crash.
+#[derive(Clone)]
+struct World {
+    journal: Vec<u8>,
+    plans: BTreeMap<String, Plan>,
+    published: String,
+    /// Fleets that were applied, one after the other.
+    applied: Vec<String>,
+    /// Writes and acts until the crash, and the bytes of a record that still reach the disk then.
+    left: usize,
+    torn: usize,
+}
+
+struct Crash;
+
+impl World {
+    fn tick(&mut self) -> Result<(), Crash> {
+        self.left = self.left.checked_sub(1).ok_or(Crash)?;
+        Ok(())
+    }
+
+    fn append(&mut self, autopilot: &mut Autopilot, at_s: u64, entry: Entry) -> Result<(), Crash> {
+        let record = Record { at_s, entry };
+        let mut line = serde_json::to_vec(&record).unwrap();
+        line.push(b'\n');
+        if self.tick().is_err() {
+            self.journal.extend(&line[..self.torn.min(line.len())]);
+            return Err(Crash);
+        }
+        self.journal.extend(&line);
+        autopilot.note(&record);
+        Ok(())
+    }
+
+    fn start(&mut self) -> Autopilot {
+        let valid = std::str::from_utf8(&self.journal).map_or_else(|error| error.valid_up_to(), str::len);
+        let text = std::str::from_utf8(&self.journal[..valid]).unwrap().to_owned();
+        let (records, whole) = read_journal(&text).expect("only the last line may be cut off");
+        self.journal.truncate(whole);
+        let mut autopilot = Autopilot::new(Settings::default());
+        records.iter().for_each(|record| autopilot.note(record));
+        autopilot
+    }
+
+    /// From a start to the end of all acts, as `boute autopilot` goes about it.
+    fn run(&mut self, first: &Plan, answer: &Replan, from_s: u64) -> Result<u64, Crash> {
+        let mut autopilot = self.start();
+        let mut now_s = from_s;
+        let coming = autopilot
+            .under_way()
+            .iter()
+            .any(|act| matches!(act, Act::Publish { plan, .. } if *plan == self.published));
+        if autopilot.running() != Some(&self.published) && !coming {
+            let adopted = Entry::Adopted { plan: self.published.clone(), rate: first.predicted.rate.get() };
+            self.append(&mut autopilot, now_s, adopted)?;
+        }
+        if autopilot.last_decision().is_none() {
+            let question = boute_planner::autopilot::Question {
+                trigger: Trigger::RateDown,
+                rate: 16.0,
+                mix: None,
+                terms: Settings::default().terms,
+            };
+            let signals = Signals { now_s, ..Signals::default() };
+            let decided = autopilot.decide(&signals, &question, &Ok(answer.clone()), first, BTreeMap::new());
+            let (decision, plans) = decided.unwrap();
+            for (name, plan) in plans {
+                self.tick()?;
+                self.plans.insert(name, plan);
+            }
+            self.append(&mut autopilot, now_s, Entry::Decided(decision))?;
+        }
+        while !autopilot.under_way().is_empty() {
+            let Some((number, act)) = autopilot.next_act(now_s) else {
+                now_s += 10;
+                continue;
+            };
+            let act = act.clone();
+            self.append(&mut autopilot, now_s, Entry::Intent { number, act: act.clone() })?;
+            self.tick()?;
+            match act {
+                Act::Wait { .. } => {}
+                Act::Publish { plan, .. } => {
+                    assert!(self.plans.contains_key(&plan), "what is published is there");
+                    self.published = plan;
+                }
+                Act::Fleet { plan } => {
+                    assert!(self.plans.contains_key(&plan), "what is applied is there");
+                    self.applied.push(plan);
+                }
+            }
+            self.append(&mut autopilot, now_s, Entry::Done { number })?;
+        }
+        Ok(now_s)
+    }
+}
+
+fn world(first: &Plan) -> World {
+    World {
+        journal: Vec::new(),
+        plans: BTreeMap::from([(digest(first), first.clone())]),
+        published: digest(first),
+        applied: Vec::new(),
+        left: usize::MAX,
+        torn: 0,
+    }
+}
+
+#[test]
+fn a_crash_at_any_point_loses_nothing_and_applies_nothing_else() {
+    let (first, answer) = scene();
+    let last = digest(answer.plan.as_ref().unwrap());
+    let mut undisturbed = world(&first);
+    assert!(undisturbed.run(&first, &answer, 0).is_ok());
+    assert_eq!((undisturbed.published.as_str(), undisturbed.applied.last()), (last.as_str(), Some(&last)));
+    let points = usize::MAX - undisturbed.left;
+    assert!(points > 8, "{points}");
+    let mut rng = ChaCha8Rng::seed_from_u64(5);
+    for _ in 0..400 {
+        // Several crashes, one after the other, each at some point, each leaving some bytes of the record it cut off.
+        let (mut world, mut now_s) = (world(&first), 0);
+        for _ in 0..rng.random_range(1..4) {
+            world.left = rng.random_range(0..points);
+            world.torn = rng.random_range(0..400);
+            if let Ok(end_s) = world.run(&first, &answer, now_s) {
+                now_s = end_s;
+            }
+            now_s += rng.random_range(0..900);
+            let known: BTreeSet<&String> = world.plans.keys().collect();
+            assert!(known.contains(&world.published), "a whole plan is always published");
+        }
+        world.left = usize::MAX;
+        assert!(world.run(&first, &answer, now_s).is_ok());
+        assert_eq!(world.published, last);
+        // The same fleets in the same order, some of them twice.
+        world.applied.dedup();
+        assert_eq!(world.applied, undisturbed.applied);
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_journal_cut_anywhere_is_its_whole_lines(cut in 0_usize..4000) {
+        let record = |at_s| Record { at_s, entry: Entry::Done { number: 1 } };
+        let text: String = (0..60).map(|at_s| serde_json::to_string(&record(at_s)).unwrap() + "\n").collect();
+        let cut = cut.min(text.len());
+        let (records, whole) = read_journal(&text[..cut]).unwrap();
+        prop_assert_eq!(records.len(), text[..cut].matches('\n').count());
+        prop_assert!(whole <= cut && (cut - whole) < 60);
+        let spoilt = format!("nonsense\n{text}");
+        prop_assert_eq!(read_journal(&spoilt).err(), Some(1));
+    }
+}
