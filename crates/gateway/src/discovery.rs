@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::lookup_host;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
+use crate::kubernetes::KubernetesService;
 use crate::replica::Upstream;
 use crate::routes::{GatewayError, RoutesConfig};
 use crate::serve::{Gateway, Inner};
@@ -15,6 +17,8 @@ use crate::upstream::Address;
 
 /// Names are looked up this often: as often as Envoy does (`dns_refresh_rate`), and as Kubernetes' answers hold.
 const LOOK_UP_EVERY: Duration = Duration::from_secs(5);
+/// Not more often than this, whatever changes.
+const AT_MOST_EVERY: Duration = Duration::from_millis(200);
 /// A name that takes longer is left for the next time.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -51,10 +55,43 @@ fn key(service: &Upstream) -> (String, String) {
     (service.model.clone(), service.url.clone())
 }
 
-/// The replica of `service` at `socket`. It is called by the service's name.
+/// What stands in [`RoutesConfig::discover`].
+enum Behind {
+    /// The addresses of a host name.
+    Name(Address),
+    /// The endpoints of a Service.
+    Service(KubernetesService),
+}
+
+impl Behind {
+    fn parse(url: &str) -> Result<Self, GatewayError> {
+        let service = KubernetesService::parse(url).map(Self::Service);
+        let place = service.or_else(|| Address::parse(url).map(Self::Name));
+        place.ok_or_else(|| GatewayError::Url { url: url.to_owned() })
+    }
+
+    /// The URL of the replica at `socket`.
+    fn at(&self, socket: SocketAddr) -> String {
+        match self {
+            Self::Name(address) => address.at(socket),
+            Self::Service(_) => format!("http://{socket}"),
+        }
+    }
+}
+
+/// Whether `url` names something that replicas can be behind.
+pub(crate) fn check(url: &str) -> Result<(), GatewayError> {
+    Behind::parse(url).map(|_| ())
+}
+
+/// The replica of `service` at `socket`. It is called by the name that it was found behind.
 fn replica_at(service: &Upstream, socket: SocketAddr) -> Option<Upstream> {
-    let address = Address::parse(&service.url)?;
-    Some(Upstream { url: address.at(socket), host: Some(address.authority.to_string()), ..service.clone() })
+    let behind = Behind::parse(&service.url).ok()?;
+    let host = match &behind {
+        Behind::Name(address) => Some(address.authority.to_string()),
+        Behind::Service(_) => None,
+    };
+    Some(Upstream { url: behind.at(socket), host, ..service.clone() })
 }
 
 impl Gateway {
@@ -75,43 +112,69 @@ impl Inner {
         if self.fleet().found.get(&key) == Some(&sockets) {
             return Ok(());
         }
-        let address = Address::parse(&key.1).ok_or_else(|| GatewayError::Url { url: key.1.clone() })?;
+        let behind = Behind::parse(&key.1)?;
         self.change(|fleet| {
             let before = fleet.found.insert(key, sockets.clone()).unwrap_or_default();
             // An address that has gone may come back as another replica's: nobody has removed that one.
             let gone = |url: &String| {
-                before.iter().any(|socket| !sockets.contains(socket) && *url == address.at(*socket))
+                before.iter().any(|socket| !sockets.contains(socket) && *url == behind.at(*socket))
             };
             fleet.removed.retain(|url| !gone(url));
             Ok(())
         })
     }
 
-    /// Looks up all names again and again; never ends.
+    /// Looks up all names again and again, and Services as soon as they change; never ends.
     pub(crate) async fn watch_names(&self) {
         loop {
-            sleep(LOOK_UP_EVERY).await;
-            self.look_up_names().await;
+            let watched = self.look_up_names().await;
+            sleep(AT_MOST_EVERY).await;
+            // What is not told within that time is looked up all the same.
+            let _ = timeout(LOOK_UP_EVERY, self.changed(watched)).await;
         }
     }
 
     /// Looks up all names once. One that cannot be looked up keeps those that were found last: health checks know better
-    /// than a resolver that is away.
-    pub(crate) async fn look_up_names(&self) {
+    /// than a resolver that is away. Returns the Services among them, and their versions.
+    pub(crate) async fn look_up_names(&self) -> Vec<(KubernetesService, String)> {
         let services = self.fleet().config.discover.clone();
         let mut lookups = JoinSet::new();
+        let mut watched = Vec::new();
         for service in services {
-            let Some(address) = Address::parse(&service.url) else { continue };
-            lookups.spawn(async move {
-                let found = timeout(PATIENCE, lookup_host(address.socket())).await;
-                found.ok()?.ok().map(|sockets| (key(&service), sockets.collect()))
-            });
+            match (Behind::parse(&service.url), &self.cluster) {
+                (Ok(Behind::Name(address)), _) => drop(lookups.spawn(async move {
+                    let found = timeout(PATIENCE, lookup_host(address.socket())).await.ok()?.ok()?;
+                    Some((key(&service), found.collect(), None))
+                })),
+                (Ok(Behind::Service(name)), Some(cluster)) => {
+                    let cluster = Arc::clone(cluster);
+                    lookups.spawn(async move {
+                        let (found, version) = cluster.look_up(&name).await?;
+                        Some((key(&service), found, Some((name, version))))
+                    });
+                }
+                // A place that is none was refused when it was configured; without a cluster there are no Services.
+                _ => {}
+            }
         }
         while let Some(found) = lookups.join_next().await {
-            if let Ok(Some((key, sockets))) = found {
-                // A URL that is none was refused when it was configured.
+            if let Ok(Some((key, sockets, version))) = found {
                 let _ = self.set_found(key, sockets);
+                watched.extend(version);
             }
+        }
+        watched
+    }
+
+    /// Resolves when one of the Services is another than in that version.
+    async fn changed(&self, services: Vec<(KubernetesService, String)>) {
+        let mut changes = JoinSet::new();
+        for (service, version) in services {
+            let Some(cluster) = self.cluster.clone() else { continue };
+            changes.spawn(async move { cluster.changed(&service, &version).await });
+        }
+        if changes.join_next().await.is_none() {
+            std::future::pending::<()>().await;
         }
     }
 }

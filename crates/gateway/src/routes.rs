@@ -14,10 +14,10 @@ use boute_spec::policy::RoutingPolicy;
 use hyper::header::{HeaderMap, HeaderName};
 
 use crate::credentials::UpstreamKeys;
+use crate::discovery;
 use crate::openai::{Endpoint, Failure};
 use crate::replica::{Replica, Upstream};
 use crate::traffic::ModelTraffic;
-use crate::upstream::Address;
 
 /// Model name by which the plan's policy decides.
 pub const AUTO: &str = "auto";
@@ -166,9 +166,7 @@ impl Routes {
             replicas.entry(upstream.model.clone()).or_default().push(made);
         }
         for service in &config.discover {
-            if Address::parse(&service.url).is_none() {
-                return Err(GatewayError::Url { url: service.url.clone() });
-            }
+            discovery::check(&service.url)?;
             // Served even while nobody is there.
             replicas.entry(service.model.clone()).or_default();
         }

@@ -30,6 +30,7 @@ use crate::discovery::Fleet;
 use crate::hedge::Sent;
 use crate::http::{ClientLimits, Request, Response, Service, full, json_response, read_body, serve};
 use crate::keys::{Key, Keys};
+use crate::kubernetes::{Cluster, KubernetesApi};
 use crate::metrics::{Counter, CounterOf, Histogram, OVERHEAD_S};
 use crate::openai::{Endpoint, Failure, Peek, openai_error};
 use crate::quality::Quality;
@@ -95,6 +96,8 @@ pub struct Settings {
     pub allow_origins: Vec<String>,
     /// Which certificates of engines are trusted.
     pub upstream_tls: UpstreamTls,
+    /// The cluster in which Services of [`RoutesConfig::discover`] are looked up.
+    pub kubernetes: Option<KubernetesApi>,
     /// The collector that traces go to, if any, such as `http://127.0.0.1:4318`.
     pub otlp: Option<String>,
     /// Another replica is asked too when a stream has not begun in the time in which this share of its model's do.
@@ -112,6 +115,7 @@ pub(crate) struct Inner {
     allow_origins: Vec<String>,
     upstream_tls: UpstreamTls,
     hedge: Option<f64>,
+    pub(crate) cluster: Option<Arc<Cluster>>,
     pub(crate) tracer: Option<Arc<Tracer>>,
     exporter: Mutex<Option<Exporter>>,
     fleet: Mutex<Fleet>,
@@ -170,6 +174,7 @@ impl Gateway {
             allow_origins: settings.allow_origins,
             upstream_tls: settings.upstream_tls,
             hedge: settings.hedge,
+            cluster: settings.kubernetes.map(Cluster::new).transpose()?.map(Arc::new),
             tracer,
             exporter: Mutex::new(exporter),
             fleet: Mutex::default(),
@@ -238,6 +243,7 @@ impl Gateway {
                 inner.stopping.store(true, Relaxed);
             }
         };
+        // Nobody is let in before it is known who is there.
         inner.look_up_names().await;
         let served = serve(Arc::clone(inner), listener, inner.limits.client, tls, stop.clone());
         let mut exporter = inner.exporter.lock().unwrap_or_else(PoisonError::into_inner).take();

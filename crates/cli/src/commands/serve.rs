@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use boute_gateway::{
-    AdmissionLimits, EQUAL_SPEED, EmulatedReplicas, Gateway, Keys, Limits, RoutesConfig, Settings, Tls,
+    AdmissionLimits, EQUAL_SPEED, EmulatedReplicas, Gateway, Keys, KubernetesApi, Limits, RoutesConfig, Settings, Tls,
     Upstream, UpstreamKeys, UpstreamTls,
 };
 use boute_router::Scorer;
@@ -44,7 +44,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE", conflicts_with = "emulate")]
     replica_file: Option<PathBuf>,
     /// A name with a replica at each of its addresses, such as a headless Service's: `llama-3.1-8b=http://engines.llm:8000`;
-    /// looked up every 5 s. Once for each group of the plan, in its order.
+    /// looked up every 5 s; or a Service whose endpoints the cluster's API tells: `llama-3.1-8b=k8s://engines.llm:8000`. Once
+    /// for each group of the plan, in its order.
     #[arg(long, value_name = "MODEL=URL", conflicts_with = "emulate")]
     discover: Vec<String>,
     /// Address to listen on.
@@ -206,6 +207,7 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
             log_prompts: args.access.log_prompts,
             allow_origins: args.access.allow_origins.clone(),
             upstream_tls: upstream_tls(&args.engines)?,
+            kubernetes: kubernetes(args)?,
             otlp: args.access.otlp.clone(),
             hedge: args.routing.hedge,
         };
@@ -213,14 +215,14 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
         gateway.set_keys(keys);
         let listener = bind(args.listen, "--listen").await?;
         let admin = bind_admin(args, printer).await?;
-        let replicas = match (&emulated, args.discover.len()) {
-            (Some(emulated), _) => format!("{} emulated replicas", emulated.upstreams.len()),
-            (None, 0) => format!("{} replicas", named_replicas(args, None)?.len()),
-            (None, names) => {
-                format!("{} replicas and those behind {names} names", named_replicas(args, None)?.len())
-            }
+        let mut replicas = match &emulated {
+            Some(emulated) => format!("{} emulated replicas", emulated.upstreams.len()),
+            None => format!("{} replicas", named_replicas(args, None)?.len()),
         };
         let operators = admin.local_addr().map_err(Failure::unexpected)?;
+        if !args.discover.is_empty() {
+            replicas += &format!(" and those at {}", args.discover.join(", "));
+        }
         printer.say(format_args!(
             "{replicas} behind {}://{}/v1; http://{operators}/dashboard shows what happens, \
              http://{operators}/metrics counts it",
@@ -275,6 +277,18 @@ fn tls(args: &AccessArgs) -> Result<Option<Tls>, Failure> {
 fn upstream_tls(args: &EngineArgs) -> Result<UpstreamTls, Failure> {
     let Some(path) = &args.upstream_ca else { return Ok(UpstreamTls::default()) };
     UpstreamTls::new(Input::read(path)?.text.as_bytes()).map_err(Failure::told)
+}
+
+/// The cluster's API, if a Service of it is named.
+fn kubernetes(args: &Args) -> Result<Option<KubernetesApi>, Failure> {
+    let Some(named) = args.discover.iter().find(|named| named.contains("=k8s://")) else { return Ok(None) };
+    let missing = || {
+        Failure::input(
+            format_args!("`{named}` is looked up in the cluster that the gateway runs in, and it runs in none"),
+            "run it as a pod whose service account may list and watch EndpointSlices, or name a host: `http://…`",
+        )
+    };
+    KubernetesApi::in_cluster().map(Some).ok_or_else(missing)
 }
 
 /// Listens for operators: where they say, or else on the next port, or else, if somebody has that, on any.

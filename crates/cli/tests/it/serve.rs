@@ -1,7 +1,7 @@
 //! `boute serve` as an operator meets it: files that change, and the end.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::thread::{sleep, spawn};
@@ -147,6 +147,33 @@ fn what_cannot_be_served_is_said() {
     assert!(with(&["--keys", &folder.file("keys", "alice secret")]).contains("keys:1: `alice` has no hash"));
     let nonsense = folder.file("cert.pem", "nonsense");
     assert!(with(&["--tls-cert", &nonsense, "--tls-key", &nonsense]).contains("give PEM text"));
+    assert!(with(&["--upstream-ca", &nonsense]).contains("give PEM text"));
+    assert!(with(&["--upstream-keys", &folder.file("host", "api.example.com")]).contains("write `HOST KEY`"));
+    assert!(with(&["--discover", "m=k8s://engines.llm"]).contains("and it runs in none"));
+    assert!(with(&["--discover", "m=ftp://x"]).contains("`ftp://x` is not an address"));
+    assert!(with(&["--hedge", "2"]).contains("50% to 99.9%"));
+    assert!(with(&["--otlp", "collector"]).contains("not an address of a collector"));
     assert!(with(&["--decisions", "/no/such/folder/log"]).contains("cannot be written"));
     assert!(refused(2, &["serve", "--replica", "http://x"]).contains("--replica llama-3.1-8b=http"));
+}
+
+/// The port after the gateway's may be another's; operators then hear of the one they get.
+#[test]
+fn the_admin_port_gives_way() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let listen = format!("127.0.0.1:{}", taken.local_addr().unwrap().port() - 1);
+    let mut process = Command::new(env!("CARGO_BIN_EXE_boute"))
+        .args(["serve", "--discover", "m=http://localhost:1", "--listen", &listen])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(process.stderr.take().unwrap()).lines().map_while(Result::ok);
+    let (gave_way, serves) = (said.next().unwrap(), said.next().unwrap());
+    process.kill().unwrap();
+    process.wait().unwrap();
+    assert!(gave_way.contains("is taken") && gave_way.contains("--admin HOST:PORT"), "{gave_way}");
+    let (_, admin) = serves.split_once("metrics at http://127.0.0.1:").unwrap();
+    let admin: u16 = admin.strip_suffix("/metrics").unwrap().parse().unwrap();
+    assert!(admin > 0 && admin != taken.local_addr().unwrap().port(), "{serves}");
+    assert!(serves.contains(&listen) && serves.contains("those at m=http://localhost:1 behind"), "{serves}");
 }

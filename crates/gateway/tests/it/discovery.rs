@@ -1,15 +1,18 @@
 //! Replicas that are found behind names, and engines that are spoken to over HTTPS and with keys.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use boute_gateway::{RoutesConfig, Settings, Upstream, UpstreamKeys, UpstreamTls};
+use boute_gateway::{KubernetesApi, RoutesConfig, Settings, Upstream, UpstreamKeys, UpstreamTls};
 use hyper::StatusCode;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use tokio::io::copy_bidirectional;
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 
@@ -68,6 +71,96 @@ async fn a_name_is_looked_up_before_the_first_request() {
     let gateway = start(RoutesConfig { discover: vec![at(&name)], ..RoutesConfig::default() }).await;
     assert_eq!(chat(&gateway).await.status, StatusCode::OK);
     assert!(gateway.gateway.metrics().contains(&format!("url=\"http://{}\"", engine.address)));
+}
+
+/// As much of a cluster's API as lists the endpoints of one Service, and tells of a change.
+#[derive(Default)]
+struct Api {
+    endpoints: Mutex<Vec<SocketAddr>>,
+    version: AtomicU64,
+    changed: Notify,
+}
+
+impl Api {
+    async fn start() -> (Arc<Self>, String) {
+        let (listener, address) = listener().await;
+        let api = Arc::<Self>::default();
+        let served = Arc::clone(&api);
+        tokio::spawn(async move {
+            while let Ok((socket, _)) = listener.accept().await {
+                let api = Arc::clone(&served);
+                tokio::spawn(async move { api.serve(socket).await });
+            }
+        });
+        (api, format!("http://{address}"))
+    }
+
+    fn set(&self, endpoints: &[SocketAddr]) {
+        *self.endpoints.lock().unwrap() = endpoints.to_vec();
+        self.version.fetch_add(1, Ordering::SeqCst);
+        self.changed.notify_waiters();
+    }
+
+    async fn serve(&self, mut socket: TcpStream) {
+        let mut piece = vec![0; 4096];
+        while let Ok(count @ 1..) = socket.read(&mut piece).await {
+            let request = String::from_utf8_lossy(&piece[..count]).into_owned();
+            let path = "/apis/discovery.k8s.io/v1/namespaces/llm/endpointslices\
+                        ?labelSelector=kubernetes.io%2Fservice-name%3Dengines&";
+            assert!(request.starts_with(&format!("GET {path}")), "{request}");
+            assert!(request.contains("authorization: Bearer token-1\r\n"), "{request}");
+            let body = if request.contains("&watch=true&") {
+                let changed = self.changed.notified();
+                if request.contains(&format!("&resourceVersion={} ", self.version.load(Ordering::SeqCst))) {
+                    changed.await;
+                }
+                "{\"type\":\"MODIFIED\",\"object\":{}}\n".to_owned()
+            } else {
+                self.list()
+            };
+            let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len());
+            if socket.write_all((head + &body).as_bytes()).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn list(&self) -> String {
+        let endpoints = self.endpoints.lock().unwrap().clone();
+        let slices: Vec<_> = endpoints
+            .iter()
+            .map(|it| {
+                let endpoint = json!({"addresses": [it.ip()], "conditions": {"ready": true}});
+                json!({"addressType": "IPv4", "endpoints": [endpoint], "ports": [{"port": it.port()}]})
+            })
+            .collect();
+        let version = self.version.load(Ordering::SeqCst).to_string();
+        json!({"metadata": {"resourceVersion": version}, "items": slices}).to_string()
+    }
+}
+
+#[tokio::test]
+async fn endpoints_of_a_service_are_watched() {
+    let (one, two) = (Engine::start(Mood::Good).await, Engine::start(Mood::Good).await);
+    let (api, url) = Api::start().await;
+    api.set(&[one.address]);
+    let token = std::env::temp_dir().join(format!("boute-token-{}", std::process::id()));
+    std::fs::write(&token, "token-1\n").unwrap();
+    let settings = Settings {
+        limits: limits(),
+        kubernetes: Some(KubernetesApi { url, token: token.clone(), tls: UpstreamTls::default() }),
+        ..Settings::default()
+    };
+    let config = RoutesConfig { discover: vec![at("k8s://engines.llm")], ..RoutesConfig::default() };
+    let gateway = Running::start(config, settings).await;
+    assert_eq!((chat(&gateway).await.status, one.requests()), (StatusCode::OK, 1));
+    // Sooner than it would be listed again.
+    for there in [&two, &one] {
+        api.set(&[there.address]);
+        let url = format!("url=\"http://{}\"", there.address);
+        eventually("it is found", || gateway.gateway.metrics().contains(&url)).await;
+    }
+    std::fs::remove_file(&token).unwrap();
 }
 
 /// HTTPS before `engine`, with the certificate of `localhost`.
