@@ -37,8 +37,10 @@ struct ReplicaBody {
 }
 
 impl Gateway {
-    /// Serves operators on `listener` until `stop` says so: `/dashboard`, `/metrics`, `/health`, and replicas under `/admin/replicas`
-    /// (GET; POST and DELETE with `{"model": …, "url": …}`). Whoever reaches it may do anything: keep it on loopback.
+    /// Serves operators on `listener` until `stop` says so: `/dashboard`, `/metrics`, `/health`, replicas under
+    /// `/admin/replicas` (GET; POST and DELETE with `{"model": …, "url": …}`), the plan's certificate under
+    /// `/admin/certificate` (GET, and DELETE `/admin/certificate/alarm`). Whoever reaches it may do anything: keep it on
+    /// loopback.
     pub async fn serve_admin(&self, listener: TcpListener, stop: watch::Receiver<bool>) {
         let admin = Arc::new(Admin(Arc::clone(&self.0)));
         serve(admin, listener, self.0.limits.client, None, stop).await;
@@ -80,9 +82,28 @@ impl Admin {
                 if method == Method::POST { self.add(model, url) } else { self.remove(&model, &url) }
             }
             "/admin/replicas" => Err(Failure::wrong_method(&method, "GET, POST, DELETE")),
-            "/metrics" | "/health" => Err(Failure::wrong_method(&method, "GET")),
+            "/admin/certificate" if reads => Ok(self.certificate()),
+            "/admin/certificate/alarm" if method == Method::DELETE => self.lift(),
+            "/admin/certificate/alarm" => Err(Failure::wrong_method(&method, "DELETE")),
+            "/admin/certificate" | "/metrics" | "/health" => Err(Failure::wrong_method(&method, "GET")),
             _ => Err(Failure::no_such_path()),
         }
+    }
+
+    fn certificate(&self) -> Response {
+        let routes = self.0.routes();
+        let none = || json!({ "state": "none" });
+        let status = routes.watch.as_ref().map_or_else(none, |watch| watch.watched.status());
+        json_response(status.to_string())
+    }
+
+    fn lift(&self) -> Result<Response, Failure> {
+        let routes = self.0.routes();
+        let Some(watch) = &routes.watch else {
+            return Err(Failure::bad_request("the plan has no certificate".into(), None));
+        };
+        watch.watched.lift();
+        Ok(self.certificate())
     }
 
     fn replicas(&self) -> Response {
@@ -210,6 +231,9 @@ impl Inner {
         describe(&mut out, name, "histogram", "From a request's arrival to its being sent on.");
         self.overhead.write(&mut out, name, "");
         self.quality.write(&mut out);
+        if let Some(watch) = &routes.watch {
+            watch.watched.write(&mut out);
+        }
         out
     }
 }

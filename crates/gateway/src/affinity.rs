@@ -3,40 +3,27 @@
 //! A prompt is cut into blocks; the hash of a block covers all before it. The longest run of known blocks tells which
 //! replica was last sent that beginning. Other balancers keep a tree of all texts; hashes need no text and little memory.
 
-use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
+
+use crate::recent::Recent;
 
 /// Bytes of a block, about 256 tokens.
 const BLOCK: usize = 1 << 10;
 /// Blocks of one prompt that are looked at.
 const MOST_BLOCKS: usize = 64;
-/// Blocks of one generation; two generations are kept.
+/// Blocks of one generation of [`Recent`].
 const GENERATION: usize = 1 << 15;
 
 /// A replica, by an identity that outlives plans.
 pub(crate) type ReplicaId = u64;
 
 /// What was sent where.
-#[derive(Debug, Default)]
-pub(crate) struct Affinity(Mutex<Generations>);
+#[derive(Debug)]
+pub(crate) struct Affinity(Mutex<Recent<ReplicaId>>);
 
-/// When the young generation is full, it becomes the old one: what was not used since is forgotten.
-#[derive(Debug, Default)]
-struct Generations {
-    young: BTreeMap<u64, ReplicaId>,
-    old: BTreeMap<u64, ReplicaId>,
-}
-
-impl Generations {
-    fn get(&self, block: u64) -> Option<ReplicaId> {
-        self.young.get(&block).or_else(|| self.old.get(&block)).copied()
-    }
-
-    fn insert(&mut self, block: u64, replica: ReplicaId) {
-        if self.young.len() >= GENERATION {
-            self.old = std::mem::take(&mut self.young);
-        }
-        self.young.insert(block, replica);
+impl Default for Affinity {
+    fn default() -> Self {
+        Self(Mutex::new(Recent::new(GENERATION)))
     }
 }
 
@@ -74,10 +61,11 @@ impl Affinity {
             return None;
         }
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(replica) = blocks.session.and_then(|session| known.get(session)) {
+        if let Some(replica) = blocks.session.and_then(|session| known.get(session).copied()) {
             return Some((replica, prompt_tokens));
         }
-        let run: Vec<ReplicaId> = blocks.hashes.iter().map_while(|block| known.get(*block)).collect();
+        let run: Vec<ReplicaId> =
+            blocks.hashes.iter().map_while(|block| known.get(*block).copied()).collect();
         let replica = *run.last()?;
         // What a later one was sent, the earlier parts of it included, is what it has.
         let tokens = (run.len() * BLOCK / 4) as u32;
@@ -138,15 +126,5 @@ mod tests {
         let said = |session| Blocks::new("m", "hi", Some(session));
         affinity.sent(&said("a"), 3);
         assert_eq!((affinity.seen(&said("a"), 9), affinity.seen(&said("b"), 9)), (Some((3, 9)), None));
-    }
-
-    #[test]
-    fn memory_is_bounded() {
-        let affinity = Affinity::default();
-        for number in 0..3 * GENERATION {
-            affinity.sent(&Blocks::new("m", "", Some(&number.to_string())), 1);
-        }
-        let known = affinity.0.lock().unwrap();
-        assert!(known.young.len() <= GENERATION && known.old.len() <= GENERATION);
     }
 }

@@ -43,6 +43,9 @@ pub(crate) struct Decision<'a> {
     pub(crate) reason: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) score: Option<f32>,
+    /// The chance that this model was taken, where others are explored.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) propensity: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) key: Option<&'a str>,
     pub(crate) attempts: u32,

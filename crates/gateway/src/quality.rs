@@ -2,16 +2,18 @@
 //! Whoever watches for drift listens here.
 
 use std::collections::BTreeMap;
-use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::certificate::Watched;
 use crate::metrics::{Histogram, SCORES, describe, label};
 use crate::openai::Failure;
+use crate::recent::{Recent, hash};
+use crate::routes::Choice;
 
-/// Requests of one generation that can still be scored; two generations are kept.
+/// Requests that can still be scored: one generation of [`Recent`].
 const GENERATION: usize = 1 << 14;
 
 /// A client's score of an answer.
@@ -38,12 +40,8 @@ struct Answered {
     predicted: Option<f32>,
     /// Number of the key that asked.
     client: u64,
-}
-
-#[derive(Debug, Default)]
-struct Recent {
-    young: BTreeMap<u64, Answered>,
-    old: BTreeMap<u64, Answered>,
+    /// Whose promise the answer is part of; until its first score, since one answer is one sample.
+    certificate: Option<Weak<Watched>>,
 }
 
 /// Histograms of one model's scores.
@@ -60,24 +58,29 @@ impl Default for Scores {
 }
 
 /// Scores by model, and the requests that can be scored.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Quality {
-    recent: Mutex<Recent>,
+    recent: Mutex<Recent<Answered>>,
     scores: Mutex<BTreeMap<Arc<str>, Scores>>,
 }
 
+impl Default for Quality {
+    fn default() -> Self {
+        Self { recent: Mutex::new(Recent::new(GENERATION)), scores: Mutex::default() }
+    }
+}
+
 impl Quality {
-    /// A request of `client` goes to `model`, whose score the router may have predicted.
-    pub(crate) fn decided(&self, request_id: &[u8], model: &Arc<str>, predicted: Option<f32>, client: u64) {
-        if let Some(predicted) = predicted {
+    /// A request of `client` goes to `model`, by `choice`.
+    pub(crate) fn decided(&self, request_id: &[u8], model: &Arc<str>, choice: &Choice, client: u64) {
+        if let Some(predicted) = choice.score {
             let mut scores = self.scores.lock().unwrap_or_else(PoisonError::into_inner);
             scores.entry(Arc::clone(model)).or_default().predicted.observe(f64::from(predicted));
         }
+        let (predicted, certificate) = (choice.score, choice.certificate.clone());
+        let answered = Answered { model: Arc::clone(model), predicted, client, certificate };
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        if recent.young.len() >= GENERATION {
-            recent.old = std::mem::take(&mut recent.young);
-        }
-        recent.young.insert(hash(request_id), Answered { model: Arc::clone(model), predicted, client });
+        recent.insert(hash(request_id), answered);
     }
 
     /// A client scores an answer: `{"request_id": "…", "score": 0..1}`.
@@ -91,13 +94,17 @@ impl Quality {
             return Err(Failure::bad_request(message, Some("score")));
         }
         let answered = {
-            let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-            let key = hash(read.request_id.as_bytes());
-            recent.young.get(&key).or_else(|| recent.old.get(&key)).cloned()
+            let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+            let answered = recent.get_mut(hash(read.request_id.as_bytes()));
+            answered.filter(|answered| answered.client == client).map(|answered| {
+                let certificate = answered.certificate.take();
+                Answered { certificate, ..answered.clone() }
+            })
         };
-        let Some(answered) = answered.filter(|answered| answered.client == client) else {
-            return Err(Failure::unknown_request(&read.request_id));
-        };
+        let Some(answered) = answered else { return Err(Failure::unknown_request(&read.request_id)) };
+        if let Some(certificate) = answered.certificate.as_ref().and_then(Weak::upgrade) {
+            certificate.feedback(&answered.model, read.score);
+        }
         let mut scores = self.scores.lock().unwrap_or_else(PoisonError::into_inner);
         scores.entry(Arc::clone(&answered.model)).or_default().given.observe(read.score);
         let Answered { model, predicted, .. } = answered;
@@ -128,21 +135,19 @@ impl Quality {
     }
 }
 
-fn hash(id: &[u8]) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    id.hash(&mut hasher);
-    hasher.finish()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn choice(score: Option<f32>) -> Choice {
+        Choice { score, ..Choice::of(0, "policy") }
+    }
 
     #[test]
     fn who_asked_may_score() {
         let quality = Quality::default();
         let model: Arc<str> = "m".into();
-        quality.decided(b"a", &model, Some(0.75), 1);
+        quality.decided(b"a", &model, &choice(Some(0.75)), 1);
         let score = |body: &str, client| {
             quality.feedback(body.as_bytes(), client).map_err(|failure| failure.status.as_u16())
         };
@@ -156,15 +161,5 @@ mod tests {
         let mut out = String::new();
         quality.write(&mut out);
         assert!(out.contains("boute_feedback_score_sum{model=\"m\"} 0.5\n"), "{out}");
-    }
-
-    #[test]
-    fn the_oldest_are_forgotten() {
-        let quality = Quality::default();
-        for number in 0..=2 * GENERATION {
-            quality.decided(number.to_string().as_bytes(), &"m".into(), None, 0);
-        }
-        assert!(quality.feedback(br#"{"request_id":"0","score":1}"#, 0).is_err());
-        assert!(quality.feedback(br#"{"request_id":"20000","score":1}"#, 0).is_ok());
     }
 }

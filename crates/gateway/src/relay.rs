@@ -82,6 +82,7 @@ impl Story {
                     replica: &self.replica.name,
                     reason: &self.choice.reason,
                     score: self.choice.score,
+                    propensity: self.choice.propensity,
                     key: self.key.as_ref().map(|key| key.name.as_str()),
                     attempts: self.attempts,
                     status: self.status,

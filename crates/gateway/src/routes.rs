@@ -4,18 +4,23 @@
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use boute_router::balance::Balancing;
-use boute_router::decide::{Decider, UnknownModel, cheapest_reaching, dearest_if_better};
+use boute_router::decide::{
+    Decider, UnknownModel, cheapest_reaching, dearest_if_better, explore, in_session,
+};
 use boute_router::{Scorer, Scratch};
+use boute_spec::certificate::Certificate;
 use boute_spec::plan::PlanDraft;
 use boute_spec::policy::RoutingPolicy;
 use hyper::header::{HeaderMap, HeaderName};
 
+use crate::certificate::{Watched, WhenVoid};
 use crate::credentials::UpstreamKeys;
 use crate::discovery;
 use crate::openai::{Endpoint, Failure};
+use crate::recent::hash;
 use crate::replica::{Replica, Upstream};
 use crate::traffic::ModelTraffic;
 
@@ -51,6 +56,12 @@ pub struct RoutesConfig {
     pub usd_per_million_tokens: BTreeMap<String, f64>,
     /// The plan that is served, for who wants to see it.
     pub plan: Option<Arc<PlanDraft>>,
+    /// What the policy's promise of quality rests on, if it makes one.
+    pub certificate: Option<Certificate>,
+    /// What becomes of `auto` when that is void.
+    pub when_void: WhenVoid,
+    /// Share of the queries for which the policy's models are drawn by lot.
+    pub explore: f64,
 }
 
 /// Why a gateway cannot serve what it is told to.
@@ -94,6 +105,7 @@ impl RoutesConfig {
             fallback: plan.routing.fallback.clone(),
             usd_per_million_tokens: model_prices(plan),
             plan: Some(Arc::new(plan.clone())),
+            certificate: plan.routing.certificate.clone(),
             ..Self::default()
         }
     }
@@ -140,6 +152,43 @@ pub(crate) struct Routes {
     scored: Vec<Option<usize>>,
     /// Scores of models that are served, by their price or, where that is not known, in their order.
     cheapest_first: Vec<usize>,
+    /// Of each score: how many models are worse by their mean score.
+    rank: Vec<usize>,
+    pub(crate) watch: Option<Watch>,
+    when_void: WhenVoid,
+    explore: f64,
+}
+
+/// The certificate that is watched, and where its models' scores are.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    pub(crate) watched: Arc<Watched>,
+    /// In the certificate's order; `None` where nothing is scored.
+    order: Option<Vec<usize>>,
+    /// Of the safe model.
+    safe: usize,
+}
+
+/// What a decision is made from.
+pub(crate) struct Query<'a> {
+    /// The model that the request names.
+    pub(crate) asked: &'a str,
+    pub(crate) endpoint: Endpoint,
+    pub(crate) text: &'a str,
+    pub(crate) headers: &'a HeaderMap,
+    /// The session it belongs to, if any.
+    pub(crate) turn: Option<&'a Turn>,
+    /// Uniform in [0, 1).
+    pub(crate) draw: f64,
+}
+
+/// A turn of a session.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    /// The session's.
+    pub(crate) key: u64,
+    /// The model of the turn before.
+    pub(crate) previous: Option<Arc<str>>,
 }
 
 /// Who answers a request, and why.
@@ -151,14 +200,37 @@ pub(crate) struct Choice {
     /// The floor or threshold that was asked for.
     pub(crate) threshold: Option<f32>,
     pub(crate) reason: Cow<'static, str>,
+    /// The chance that this model was taken, where others are explored.
+    pub(crate) propensity: Option<f64>,
+    /// Whose promise the answer is part of: the policy alone decided.
+    pub(crate) certificate: Option<Weak<Watched>>,
+    /// Whether the next turn of the session is to know of it.
+    pub(crate) sticks: bool,
+}
+
+impl Choice {
+    /// For no other reason.
+    pub(crate) fn of(model: usize, reason: &'static str) -> Self {
+        Self {
+            model,
+            score: None,
+            threshold: None,
+            reason: reason.into(),
+            propensity: None,
+            certificate: None,
+            sticks: false,
+        }
+    }
 }
 
 impl Routes {
-    /// Checks a configuration. `replica` makes a replica, or finds it among those that are there already.
+    /// Checks a configuration. `replica` makes a replica, or finds it among those that are there already; `watched` is the
+    /// certificate so far.
     pub(crate) fn new(
         config: RoutesConfig,
         mut replica: impl FnMut(&Upstream) -> Option<Arc<Replica>>,
         mut traffic: impl FnMut(&str) -> Arc<ModelTraffic>,
+        watched: Option<&Arc<Watched>>,
     ) -> Result<Self, GatewayError> {
         let mut replicas: BTreeMap<String, Vec<Arc<Replica>>> = BTreeMap::new();
         for upstream in &config.upstreams {
@@ -206,6 +278,20 @@ impl Routes {
             let price = |score: usize| price(&scores[score]).unwrap_or(f64::INFINITY);
             price(*a).total_cmp(&price(*b))
         });
+        let watch =
+            config.certificate.as_ref().zip(config.policy.as_ref()).and_then(|(certificate, policy)| {
+                let at = |model: &String| scores.iter().position(|score| score == model);
+                let safe = at(&certificate.safe_model)?;
+                let order = || certificate.reference.models.iter().map(at).collect();
+                let order = config.scorer.as_ref().and_then(|_| order());
+                let known = watched.filter(|watched| watched.is_of(certificate, policy)).cloned();
+                let anew = || Arc::new(Watched::new(certificate.clone(), policy.clone()));
+                Some(Watch { watched: known.unwrap_or_else(anew), order, safe })
+            });
+        let rank = config.scorer.as_ref().map_or_else(
+            || vec![0; scores.len()],
+            |scorer| (0..scores.len()).map(|score| scorer.rank(score)).collect(),
+        );
         let routes = Self {
             models,
             balancing: config.balancing,
@@ -215,6 +301,10 @@ impl Routes {
             scorer: config.scorer,
             scored,
             cheapest_first,
+            rank,
+            watch,
+            when_void: config.when_void,
+            explore: config.explore,
         };
         for target in routes.aliases.values() {
             if !is_auto(target) {
@@ -237,34 +327,20 @@ impl Routes {
     }
 
     /// The model that answers.
-    pub(crate) fn choose(
-        &self,
-        asked: &str,
-        endpoint: Endpoint,
-        text: &str,
-        headers: &HeaderMap,
-    ) -> Result<Choice, Failure> {
-        let target = self.aliases.get(asked).map(String::as_str);
-        let name = target.unwrap_or(asked);
+    pub(crate) fn choose(&self, query: &Query<'_>) -> Result<Choice, Failure> {
+        let target = self.aliases.get(query.asked).map(String::as_str);
+        let name = target.unwrap_or(query.asked);
         if let Some(model) = self.models.iter().position(|model| &*model.name == name) {
-            let reason = if target.is_some() { "alias" } else { "asked" };
-            return Ok(Choice { model, score: None, threshold: None, reason: reason.into() });
+            return Ok(Choice::of(model, if target.is_some() { "alias" } else { "asked" }));
         }
         match &self.decider {
-            Some(decider) if is_auto(name) => self.decide(decider, name, endpoint, text, headers),
-            _ => Err(Failure::unknown_model(asked, &self.names().join(", "))),
+            Some(decider) if is_auto(name) => self.decide(decider, name, query),
+            _ => Err(Failure::unknown_model(query.asked, &self.names().join(", "))),
         }
     }
 
-    fn decide(
-        &self,
-        decider: &Decider,
-        name: &str,
-        endpoint: Endpoint,
-        text: &str,
-        headers: &HeaderMap,
-    ) -> Result<Choice, Failure> {
-        if endpoint == Endpoint::Embeddings {
+    fn decide(&self, decider: &Decider, name: &str, query: &Query<'_>) -> Result<Choice, Failure> {
+        if query.endpoint == Endpoint::Embeddings {
             let message = "`auto` answers texts; name the model that embeds".into();
             return Err(Failure::bad_request(message, Some("model")));
         }
@@ -272,43 +348,103 @@ impl Routes {
             Ok(number) if (lowest..=1.0).contains(&number) => Ok(number),
             _ => Err(Failure::bad_request(format!("{what} is a number from {lowest} to 1"), Some("model"))),
         };
-        let floor = match (name.strip_prefix("auto:"), header_text(headers, &FLOOR)) {
+        let floor = match (name.strip_prefix("auto:"), header_text(query.headers, &FLOOR)) {
             (Some(floor), _) => Some(number(floor, 0.0, "QUALITY in `auto:QUALITY`")?),
             (None, Some(floor)) => Some(number(floor, 0.0, "`x-boute-floor`")?),
             (None, None) => None,
         };
         let threshold = name.strip_prefix(THRESHOLD);
         let threshold = threshold.map(|it| number(it, -1.0, "the threshold in the name")).transpose()?;
-        let affordable = self.affordable(headers)?;
-        let cheapest_first = || self.cheapest_first.iter().copied().filter(|score| affordable(*score));
+        if self.scorer.is_none() && (floor.is_some() || threshold.is_some()) {
+            let message = "the plan has one model and no scores: there is no quality to choose".into();
+            return Err(Failure::bad_request(message, Some("model")));
+        }
+        let affordable = self.affordable(query.headers)?;
+        let rest =
+            || self.cheapest_first.iter().copied().filter(|score| affordable(*score)).collect::<Vec<_>>();
         SCORES.with_borrow_mut(|(scratch, scores)| {
             scores.clear();
             scores.resize(self.scored.len(), 0.0);
             if let Some(scorer) = &self.scorer {
-                scorer.score(text, scratch, scores);
+                scorer.score(query.text, scratch, scores);
             }
-            let decided = if self.scorer.is_none() && (floor.is_some() || threshold.is_some()) {
-                return Err(Failure::bad_request(
-                    "the plan has one model and no scores: there is no quality to choose".into(),
-                    Some("model"),
-                ));
-            } else if let Some(threshold) = threshold {
-                let rest: Vec<usize> = cheapest_first().collect();
-                dearest_if_better(scores, &rest, threshold).map(|score| (score, "threshold"))
+            let chosen = if let Some(threshold) = threshold {
+                dearest_if_better(scores, &rest(), threshold)
+                    .and_then(|score| self.chosen(score, "threshold"))
             } else if let Some(floor) = floor {
-                let rest: Vec<usize> = cheapest_first().collect();
-                cheapest_reaching(scores, &rest, floor).map(|score| (score, "floor"))
+                cheapest_reaching(scores, &rest(), floor).and_then(|score| self.chosen(score, "floor"))
             } else {
-                decider.decide_among(scores, affordable).map(|decision| {
-                    (decision.model, if self.scorer.is_some() { "policy" } else { "constant" })
-                })
+                self.watch(query, scores, scratch.novelty());
+                self.by_policy(decider, query, scores, affordable)
             };
-            let chosen = decided.and_then(|(score, reason)| Some((score, self.scored[score]?, reason)));
-            let Some((score, model, reason)) = chosen else { return Err(self.too_dear()) };
-            let threshold = threshold.or(floor);
+            let Some((score, choice)) = chosen else { return Err(self.too_dear()) };
             let score = self.scorer.is_some().then(|| scores[score]);
-            Ok(Choice { model, score, threshold, reason: reason.into() })
+            Ok(Choice { score, threshold: threshold.or(floor), ..choice })
         })
+    }
+
+    /// The model of a score, if it is served, as a choice.
+    fn chosen(&self, score: usize, reason: &'static str) -> Option<(usize, Choice)> {
+        Some((score, Choice::of(self.scored[score]?, reason)))
+    }
+
+    /// The certificate's monitor sees what the policy is asked.
+    fn watch(&self, query: &Query<'_>, scores: &[f32], novelty: f32) {
+        let Some(watch) = &self.watch else { return };
+        if let Some(order) = &watch.order {
+            let key = query.turn.map_or_else(|| key_of(query.text), |turn| turn.key);
+            watch.watched.observe(key, order.iter().map(|at| scores[*at]), novelty);
+        }
+    }
+
+    /// The score and the model that the policy decides on, unless its certificate is void, the session had a better model, or
+    /// another is to be explored. `None` if no model is affordable.
+    fn by_policy(
+        &self,
+        decider: &Decider,
+        query: &Query<'_>,
+        scores: &[f32],
+        affordable: impl Fn(usize) -> bool + Copy,
+    ) -> Option<(usize, Choice)> {
+        // What a price limit has a part in is neither what was certified nor what later turns are to keep to.
+        let unlimited = header_text(query.headers, &MAX_COST).is_none();
+        let sticking = |(score, choice)| (score, Choice { sticks: unlimited, ..choice });
+        if let Some(watch) = self.watch.as_ref().filter(|watch| watch.watched.is_void())
+            && self.when_void == WhenVoid::SafeModel
+            && affordable(watch.safe)
+        {
+            return self.chosen(watch.safe, "certificate void").map(sticking);
+        }
+        let decision = decider.decide_among(scores, affordable)?;
+        let previous = query.turn.and_then(|turn| turn.previous.as_deref());
+        let previous = previous.and_then(|name| self.score_of(name)).filter(|score| affordable(*score));
+        let kept = in_session(decision, previous, |score| self.rank[score]);
+        if kept != decision.model {
+            return self.chosen(kept, "session").map(sticking);
+        }
+        let mut model = decision.model;
+        let mut propensity = None;
+        if self.explore > 0.0 && query.turn.is_none() {
+            let mut models = decider.models();
+            models.retain(|score| affordable(*score));
+            let explored = explore(decision, &models, self.explore, query.draw);
+            (model, propensity) = (explored.model, Some(explored.propensity));
+        }
+        if model != decision.model {
+            let (score, choice) = self.chosen(model, "exploration")?;
+            return Some((score, Choice { propensity, ..choice }));
+        }
+        let reason = if self.scorer.is_some() { "policy" } else { "constant" };
+        let (score, choice) = self.chosen(model, reason)?;
+        let certified = self.watch.as_ref().filter(|_| unlimited && previous.is_none());
+        let certificate = certified.map(|watch| Arc::downgrade(&watch.watched));
+        Some(sticking((score, Choice { propensity, certificate, ..choice })))
+    }
+
+    /// Whose score has this name, among those that are served.
+    fn score_of(&self, model: &str) -> Option<usize> {
+        let is_it = |served: &Option<usize>| served.is_some_and(|at| &*self.models[at].name == model);
+        self.scored.iter().position(is_it)
     }
 
     /// Which scores' models keep to the request's maximal cost.
@@ -330,6 +466,13 @@ impl Routes {
             format!("no model costs as little per million tokens as `x-boute-max-cost` says ({prices})");
         Failure::bad_request(message, None)
     }
+}
+
+/// What of a text tells it from others: what the scorer reads of it, and its length.
+fn key_of(text: &str) -> u64 {
+    let bytes = text.as_bytes();
+    let (head, tail) = (&bytes[..bytes.len().min(4 << 10)], &bytes[bytes.len().saturating_sub(1 << 10)..]);
+    hash((bytes.len(), head, tail))
 }
 
 thread_local! {

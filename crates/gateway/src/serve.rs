@@ -5,12 +5,14 @@
 //! that a replica's death becomes an error event and a broken connection, never a clean end. When the client goes, in
 //! whatever phase, the upstream connection goes with it.
 
+use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use boute_router::balance::{Balancing, Candidate, RequestSize, pick};
+use boute_router::monitor::Alarm;
 use bytes::{Bytes, BytesMut};
 use http_body_util::Full;
 use hyper::body::{Body as HttpBody, Incoming};
@@ -34,9 +36,10 @@ use crate::kubernetes::{Cluster, KubernetesApi};
 use crate::metrics::{Counter, CounterOf, Histogram, OVERHEAD_S};
 use crate::openai::{Endpoint, Failure, Peek, openai_error};
 use crate::quality::Quality;
+use crate::recent::{Recent, hash};
 use crate::relay::{Begun, Relay, Story};
 use crate::replica::{Fault, Place, Replica};
-use crate::routes::{Choice, GatewayError, Model, Routes, RoutesConfig, header_text};
+use crate::routes::{Choice, GatewayError, Model, Query, Routes, RoutesConfig, Turn, header_text};
 use crate::sse::Watch;
 use crate::tls::Tls;
 use crate::trace::{Exporter, Span, TRACEPARENT, Tracer};
@@ -49,6 +52,9 @@ const MOST_ATTEMPTS: usize = 3;
 const LONGEST_ERROR: usize = 64 << 10;
 /// A kept connection that breaks off this soon was closed by the engine before the request came.
 const STALE: Duration = Duration::from_millis(100);
+
+/// Sessions whose model is remembered: one generation of [`Recent`].
+const SESSIONS: usize = 1 << 15;
 
 const SESSION: HeaderName = HeaderName::from_static("x-boute-session");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -124,6 +130,10 @@ pub(crate) struct Inner {
     pub(crate) admission: Arc<Admission>,
     affinity: Affinity,
     pub(crate) quality: Quality,
+    /// The model that last answered each session.
+    sessions: Mutex<Recent<Arc<str>>>,
+    lots: RandomState,
+    drawn: AtomicU64,
     budget: RetryBudget,
     started: Instant,
     started_ms: u64,
@@ -182,11 +192,15 @@ impl Gateway {
                 RoutesConfig::default(),
                 |_| None,
                 |_| Arc::default(),
+                None,
             )?)),
             keys: RwLock::default(),
             admission: Admission::new(settings.limits.admission),
             affinity: Affinity::default(),
             quality: Quality::default(),
+            sessions: Mutex::new(Recent::new(SESSIONS)),
+            lots: RandomState::new(),
+            drawn: AtomicU64::new(0),
             budget: RetryBudget(AtomicI64::new(RetryBudget::MOST)),
             started: Instant::now(),
             started_ms: SystemTime::now()
@@ -220,6 +234,11 @@ impl Gateway {
         })?;
         self.0.plan_swaps.add(1);
         Ok(())
+    }
+
+    /// What voided the certificate of the plan, if anything did.
+    pub fn alarm(&self) -> Option<Alarm> {
+        self.0.routes().watch.as_ref().and_then(|watch| watch.watched.alarm())
     }
 
     /// Only these keys are served from now on; everybody, if there are none.
@@ -296,6 +315,7 @@ impl Inner {
                 let old = now.models.iter().find(|old| &*old.name == model);
                 old.map(|old| Arc::clone(&old.traffic)).unwrap_or_default()
             },
+            now.watch.as_ref().map(|watch| &watch.watched),
         )?;
         *fleet = next;
         *self.routes.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(routes);
@@ -425,6 +445,19 @@ impl Inner {
         Ok(json_response(json.to_string()))
     }
 
+    /// A further turn of a session, which is its key's own.
+    fn turn_of(&self, session: &str, asked: &Asked<'_>) -> Turn {
+        let key = hash((asked.key.as_ref().map(|key| key.number), session));
+        let sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        Turn { key, previous: sessions.get(key).cloned() }
+    }
+
+    /// A number in [0, 1) that no client foresees.
+    fn draw(&self) -> f64 {
+        let bits = self.lots.hash_one(self.drawn.fetch_add(1, Relaxed));
+        (bits >> 11) as f64 / (1_u64 << 53) as f64
+    }
+
     fn allows(&self, origin: &HeaderValue) -> bool {
         self.allow_origins.iter().any(|allowed| allowed == "*" || allowed.as_bytes() == origin.as_bytes())
     }
@@ -512,7 +545,19 @@ impl Inner {
         let name = peek.model()?.into_owned();
         let text = peek.text(asked.endpoint)?;
         let routes = self.routes();
-        let choice = routes.choose(&name, asked.endpoint, &text.text, &parts.headers)?;
+        let turn = header_text(&parts.headers, &SESSION).map(|session| self.turn_of(session, &asked));
+        let choice = routes.choose(&Query {
+            asked: &name,
+            endpoint: asked.endpoint,
+            text: &text.text,
+            headers: &parts.headers,
+            turn: turn.as_ref(),
+            draw: self.draw(),
+        })?;
+        if let Some(turn) = turn.filter(|_| choice.sticks) {
+            let model = Arc::clone(&routes.models[choice.model].name);
+            self.sessions.lock().unwrap_or_else(PoisonError::into_inner).insert(turn.key, model);
+        }
         let client = asked.key.as_ref().map_or_else(|| client_of(asked.peer), |key| key.number);
         let permit = self.admission.enter(client).await.ok_or_else(Failure::overloaded)?;
         self.budget.earn();
@@ -558,7 +603,7 @@ impl Inner {
             }
             if place > 0 {
                 ready.choice.reason = format!("fallback from {}", chosen.name).into();
-                ready.choice.score = None;
+                (ready.choice.score, ready.choice.propensity, ready.choice.certificate) = (None, None, None);
             }
             let body = peek.rewritten(body, &model.name, ready.needs_usage);
             match self.try_replicas(routes, model, ready, &body).await {
@@ -764,7 +809,7 @@ impl Inner {
         let Ready { asked, name, choice, prompt_tokens, text, session, needs_usage, span, permit, .. } =
             ready;
         let client = asked.key.as_ref().map_or(0, |key| key.number);
-        self.quality.decided(asked.id.as_bytes(), &model.name, choice.score, client);
+        self.quality.decided(asked.id.as_bytes(), &model.name, &choice, client);
         let story = Story {
             gateway: Arc::clone(self),
             arrived: asked.arrived,

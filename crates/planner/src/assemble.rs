@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use boute_mobo::pareto::non_dominated;
 use boute_perf::interval::{CONFIDENCE, Spread};
-use boute_router::ScoredQueries;
 use boute_router::certify::{FloorRule, lower_bound};
+use boute_router::{ScoredQueries, monitor};
 use boute_spec::catalog::Source;
+use boute_spec::certificate::Certificate;
 use boute_spec::outcome::Outcome;
 use boute_spec::plan::{
     Binding, Bound, Deployment, FrontPoint, Instances, Interval, InvalidPlan, ModelShare, Objective,
@@ -229,6 +230,7 @@ pub fn assemble(parts: Parts<'_>) -> Result<Plan, InvalidPlan> {
             router: router.map(|quality| quality.router_file.clone()).unwrap_or_default(),
             models: shares,
             fallback: BTreeMap::new(),
+            certificate: certificate(problem, route),
         },
         predicted: Predicted {
             cost_usd_per_hour: UsdPerHour::new(cost).unwrap_or_default(),
@@ -248,6 +250,20 @@ pub fn assemble(parts: Parts<'_>) -> Result<Plan, InvalidPlan> {
         binding: parts.binding,
     };
     Plan::try_from(draft)
+}
+
+/// What the floor rests on: the planning queries, divided as the route divides them. Each model's mean is vouched for with a
+/// part of the error that the floor's own test may have.
+fn certificate(problem: &Problem, route: &Route) -> Option<Certificate> {
+    let queries = &problem.quality.as_ref().filter(|_| route.certified.is_some_and(|it| it.holds))?.planning;
+    let models = route.policy.models();
+    let chosen = (0..queries.models.len()).filter(|model| models.contains(&queries.models[*model].as_str()));
+    let total = |model: usize| -> f64 { (0..queries.len()).map(|query| queries.actual(query, model)).sum() };
+    let safe = chosen.max_by(|a, b| total(*a).total_cmp(&total(*b)))?;
+    let delta = route.delta / models.len() as f64;
+    let answered = |query: usize, model: usize| route.assignment[query] == model;
+    let reference = monitor::reference(queries, answered, &[], |_| None, delta);
+    Some(Certificate { safe_model: queries.models[safe].clone(), reference })
 }
 
 fn targets(problem: &Problem) -> Targets {

@@ -53,6 +53,14 @@ impl Decider {
         })
     }
 
+    /// The models (indices) that can answer.
+    pub fn models(&self) -> Vec<usize> {
+        match self {
+            Self::Constant(model) => vec![*model],
+            Self::Utility(penalties) => penalties.iter().map(|(model, _)| *model).collect(),
+        }
+    }
+
     /// The model that answers a query with these scores (one per model, in the bound order).
     ///
     /// # Panics

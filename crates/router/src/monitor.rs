@@ -12,7 +12,10 @@
 //! Both speak of queries that come independently of each other. An alarm voids the certificate: route to the safe end,
 //! raise a metric, plan again.
 
-use serde::{Deserialize, Serialize};
+use std::fmt;
+
+use boute_spec::certificate::{Group, Quantiles, Reference};
+use serde::Serialize;
 
 use crate::certify::lower_bound;
 use crate::queries::ScoredQueries;
@@ -30,65 +33,47 @@ const STARTS: u32 = 500;
 /// Capital that can no longer matter.
 const NOTHING: f64 = 1e-9;
 
-/// What the calibration queries looked like; part of a certificate.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Reference {
-    /// Model ids.
-    pub models: Vec<String>,
-    /// Calibration queries.
-    pub queries: usize,
-    /// Per model, then for the novelty: equally spaced quantiles, ascending.
-    pub quantiles: Vec<Vec<f32>>,
-    /// Groups of tasks; the first is "all", for whatever belongs to no other.
-    pub groups: Vec<Group>,
-}
-
-/// A group of tasks.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Group {
-    /// Its name.
-    pub name: String,
-    /// Per model: lower bound of the mean score.
-    pub at_least: Vec<f64>,
-}
-
-impl Reference {
-    /// Of scored calibration queries with the novelty of each. `group_of` gives a query's place in `groups`, if any. Each
-    /// mean is vouched for at level `delta`.
-    pub fn of(
-        queries: &ScoredQueries,
-        novelty: &[f32],
-        groups: &[String],
-        group_of: impl Fn(usize) -> Option<usize>,
-        delta: f64,
-    ) -> Self {
-        let models = queries.models.len();
-        let quantiles = |mut values: Vec<f32>| -> Vec<f32> {
-            values.sort_unstable_by(f32::total_cmp);
-            let last = values.len().saturating_sub(1);
-            (0..POINTS).filter_map(|point| values.get(point * last / (POINTS - 1)).copied()).collect()
-        };
-        let column = |model: usize| (0..queries.len()).map(|query| queries.predicted(query)[model]).collect();
-        let group = |name: &str, belongs: &dyn Fn(usize) -> bool| Group {
-            name: name.into(),
-            at_least: (0..models)
-                .map(|model| {
-                    let own = (0..queries.len()).filter(|query| belongs(*query));
-                    lower_bound(&own.map(|query| queries.actual(query, model)).collect::<Vec<_>>(), delta)
-                })
-                .collect(),
-        };
-        let named =
-            groups.iter().enumerate().map(|(at, name)| group(name, &|query| group_of(query) == Some(at)));
-        Self {
-            models: queries.models.clone(),
-            queries: queries.len(),
-            quantiles: (0..models).map(column).chain([novelty.to_vec()]).map(quantiles).collect(),
-            groups: std::iter::once(group("all", &|_| true)).chain(named).collect(),
-        }
+/// What scored calibration queries look like. `answered(query, model)` says whether the model answers the query, so that its
+/// mean is that of the queries it gets; `group_of` gives a query's place in `groups`, if any. Each mean is vouched for at level
+/// `delta`.
+pub fn reference(
+    queries: &ScoredQueries,
+    answered: impl Fn(usize, usize) -> bool,
+    groups: &[String],
+    group_of: impl Fn(usize) -> Option<usize>,
+    delta: f64,
+) -> Reference {
+    let models = queries.models.len();
+    let quantiles = |values: &mut dyn Iterator<Item = f32>| {
+        let mut values: Vec<f32> = values.map(rounded).collect();
+        values.sort_unstable_by(f32::total_cmp);
+        let last = values.len().saturating_sub(1);
+        let quantiles = (0..POINTS).filter_map(|point| values.get(point * last / (POINTS - 1)).copied());
+        Quantiles(quantiles.collect())
+    };
+    let column = |model: usize| (0..queries.len()).map(move |query| queries.predicted(query)[model]);
+    let columns = (0..models).map(|model| quantiles(&mut column(model)));
+    let group = |name: &str, belongs: &dyn Fn(usize) -> bool| Group {
+        name: name.into(),
+        at_least: (0..models)
+            .map(|model| {
+                let own = (0..queries.len()).filter(|query| belongs(*query) && answered(*query, model));
+                lower_bound(&own.map(|query| queries.actual(query, model)).collect::<Vec<_>>(), delta)
+            })
+            .collect(),
+    };
+    let named = groups.iter().enumerate().map(|(at, name)| group(name, &|query| group_of(query) == Some(at)));
+    Reference {
+        models: queries.models.clone(),
+        queries: queries.len(),
+        quantiles: columns.chain([quantiles(&mut queries.novelty.iter().copied())]).collect(),
+        groups: std::iter::once(group("all", &|_| true)).chain(named).collect(),
     }
+}
+
+/// Values are compared to four decimals: a score that many queries share is the same one on every machine.
+fn rounded(value: f32) -> f32 {
+    (value * 1e4).round() / 1e4
 }
 
 /// What was noticed.
@@ -121,6 +106,41 @@ pub enum Alarm {
     },
 }
 
+impl fmt::Display for Alarm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Drift { of, distance, limit, window } => {
+                let what = if of == "novelty" { "novelty".into() } else { format!("scores of `{of}`") };
+                write!(
+                    f,
+                    "queries are other than those of the calibration: the {what} of the last {window} is {distance:.2} \
+                     off, of which chance explains {limit:.2}"
+                )
+            }
+            Self::Drop { group, model, answers, mean, at_least } => write!(
+                f,
+                "answers are worse than those of the calibration: {answers} of `{model}` ({group}) score {mean:.3} on \
+                 average, at least {at_least:.3} was vouched for"
+            ),
+        }
+    }
+}
+
+/// Answers of a model with feedback.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Answers<'a> {
+    /// Group of tasks.
+    pub group: &'a str,
+    /// Model.
+    pub model: &'a str,
+    /// How many.
+    pub answers: u32,
+    /// Their mean score.
+    pub mean: f64,
+    /// What the calibration vouches for.
+    pub at_least: f64,
+}
+
 /// Watches one certificate. The first alarm is kept; nothing lifts it but a new certificate.
 #[derive(Debug, Clone)]
 pub struct Monitor {
@@ -149,7 +169,7 @@ impl Monitor {
         let tests = self.windows.iter().map(Vec::len).sum::<usize>() as f64;
         for (at, window) in self.windows.iter_mut().enumerate() {
             for (values, value) in window.iter_mut().zip(scores.iter().copied().chain([novelty])) {
-                values.push(value);
+                values.push(rounded(value));
             }
             if window.iter().any(|values| values.len() < WINDOWS[at]) {
                 continue;
@@ -158,7 +178,7 @@ impl Monitor {
             let limit = smirnov_limit(WINDOWS[at], self.reference.queries, level) + 1.0 / (POINTS - 1) as f64;
             for (channel, (values, quantiles)) in window.iter_mut().zip(&self.reference.quantiles).enumerate()
             {
-                let distance = distance(values, quantiles);
+                let distance = distance(values, &quantiles.0);
                 values.clear();
                 if distance > limit && self.alarm.is_none() {
                     let of = self.reference.models.get(channel).map_or("novelty", String::as_str).to_owned();
@@ -193,10 +213,24 @@ impl Monitor {
             group: self.reference.groups[worst / models].name.clone(),
             model: self.reference.models[worst % models].clone(),
             answers: stream.answers,
-            mean: stream.sum / f64::from(stream.answers),
+            mean: stream.mean(),
             at_least: stream.at_least,
         });
         self.alarm.clone()
+    }
+
+    /// Of every group and model with feedback: what it came to, and what the calibration vouches for.
+    pub fn answers(&self) -> impl Iterator<Item = Answers<'_>> {
+        let models = self.reference.models.len();
+        self.streams.iter().enumerate().filter(|(_, stream)| stream.answers > 0).map(move |(at, stream)| {
+            Answers {
+                group: &self.reference.groups[at / models].name,
+                model: &self.reference.models[at % models],
+                answers: stream.answers,
+                mean: stream.mean(),
+                at_least: stream.at_least,
+            }
+        })
     }
 
     /// What voided the certificate, if anything did.
@@ -245,6 +279,10 @@ impl Stream {
         Self { at_least, answers: 0, sum: 0.0, bets: Vec::new(), capital: 1.0 }
     }
 
+    fn mean(&self) -> f64 {
+        self.sum / f64::from(self.answers)
+    }
+
     fn see(&mut self, score: f64) {
         let start = self.answers / STARTS + 1;
         if self.answers.is_multiple_of(STARTS) {
@@ -275,26 +313,25 @@ mod tests {
     use super::*;
 
     /// 500 calibration queries with uniform predictions, right with that chance.
-    fn reference() -> Reference {
+    fn uniform() -> Reference {
         let mut rng = ChaCha8Rng::seed_from_u64(3);
         let mut queries = ScoredQueries::new(vec!["m".into()]);
-        let mut novelty = Vec::new();
         for query in 0..500 {
             let score: f32 = rng.random();
             queries.predicted.push(score);
             queries.actual.push(f32::from(u8::from(rng.random::<f32>() < score)));
             queries.output_tokens.push(0);
             queries.prompt_tokens.push(1);
-            novelty.push((query % 10) as f32 / 20.0);
+            queries.novelty.push((query % 10) as f32 / 20.0);
         }
         let groups = ["maths".to_owned()];
-        Reference::of(&queries, &novelty, &groups, |query| (query % 2 == 0).then_some(0), 0.05)
+        reference(&queries, |_, _| true, &groups, |query| (query % 2 == 0).then_some(0), 0.05)
     }
 
     #[test]
     fn other_queries_are_noticed_and_the_same_are_not() {
         let mut rng = ChaCha8Rng::seed_from_u64(4);
-        let mut monitor = Monitor::new(reference(), 0.05);
+        let mut monitor = Monitor::new(uniform(), 0.05);
         for query in 0..20_000 {
             let alarm = monitor.observe(&[rng.random()], (query % 10) as f32 / 20.0);
             assert_eq!(alarm, None, "query {query}");
@@ -307,7 +344,7 @@ mod tests {
 
     #[test]
     fn worse_answers_are_noticed_in_their_group() {
-        let mut monitor = Monitor::new(reference(), 0.05);
+        let mut monitor = Monitor::new(uniform(), 0.05);
         let at_least = monitor.reference.groups[1].at_least[0];
         let mut rng = ChaCha8Rng::seed_from_u64(5);
         let mut answer = |monitor: &mut Monitor, task: &str, mean: f64| {
@@ -324,7 +361,7 @@ mod tests {
 
     #[test]
     fn nonsense_is_ignored() {
-        let mut monitor = Monitor::new(reference(), 0.05);
+        let mut monitor = Monitor::new(uniform(), 0.05);
         for (model, score) in [(7, 0.0), (0, f64::NAN), (0, -1.0)] {
             assert_eq!(monitor.feedback("maths", model, score), None);
         }

@@ -15,6 +15,8 @@ pub struct ScoredQueries {
     pub output_tokens: Vec<u32>,
     /// Prompt tokens per query; a quarter of the bytes where not counted.
     pub prompt_tokens: Vec<u32>,
+    /// Share of each query that the scorer's training had not seen.
+    pub novelty: Vec<f32>,
 }
 
 impl ScoredQueries {
@@ -26,11 +28,13 @@ impl ScoredQueries {
             actual: Vec::new(),
             output_tokens: Vec::new(),
             prompt_tokens: Vec::new(),
+            novelty: Vec::new(),
         }
     }
 
-    /// Adds a query whose own tables are in the order of `models`, with its predicted scores.
-    pub fn push(&mut self, query: &Query, predicted: impl Iterator<Item = f32>) {
+    /// Adds a query whose own tables are in the order of `models`, with its predicted scores and its novelty.
+    pub fn push(&mut self, query: &Query, predicted: impl Iterator<Item = f32>, novelty: f32) {
+        self.novelty.push(novelty);
         self.predicted.extend(predicted);
         self.actual.extend(&query.scores);
         self.output_tokens.extend(&query.output_tokens);

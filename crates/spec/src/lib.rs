@@ -1,6 +1,7 @@
 //! What boute talks about: units, catalogue, workload, latency promises, spec, plan, outcome. Strict parsing of `&str`, no I/O.
 
 pub mod catalog;
+pub mod certificate;
 pub mod data_file;
 pub mod digest;
 pub mod file;

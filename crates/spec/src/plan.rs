@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 pub use crate::plan_check::{InvalidPlan, Plan};
 
 use crate::catalog::{Gpu, Model, Source};
+use crate::certificate::Certificate;
 use crate::policy::{ModelPenalty, RoutingPolicy};
 use crate::slo::SloTarget;
 use crate::units::{Fraction, RequestsPerSecond, UsdPerHour};
@@ -273,6 +274,8 @@ pub struct Routing {
     pub models: Vec<ModelShare>,
     /// Which models may answer in a model's place, in order, while it has no healthy replica: what may degrade is policy.
     pub fallback: BTreeMap<String, Vec<String>>,
+    /// What the promise of quality rests on; `None` without a floor.
+    pub certificate: Option<Certificate>,
 }
 
 /// [`Routing`] as it stands in the file: `policy` names the kind, `parameters` hold the rest of it.
@@ -286,6 +289,8 @@ struct RoutingFile {
     models: Vec<ModelShare>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     fallback: BTreeMap<String, Vec<String>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    certificate: Option<Certificate>,
 }
 
 #[derive(Clone, Copy, Serialize, Deserialize)]
@@ -318,8 +323,8 @@ impl TryFrom<RoutingFile> for Routing {
                 return Err("a utility policy has the one parameter `penalties`".into());
             }
         };
-        let RoutingFile { router_digest, router, models, fallback, .. } = file;
-        Ok(Self { policy, router_digest, router, models, fallback })
+        let RoutingFile { router_digest, router, models, fallback, certificate, .. } = file;
+        Ok(Self { policy, router_digest, router, models, fallback, certificate })
     }
 }
 
@@ -340,6 +345,7 @@ impl From<Routing> for RoutingFile {
             router: routing.router,
             models: routing.models,
             fallback: routing.fallback,
+            certificate: routing.certificate,
         }
     }
 }

@@ -7,6 +7,7 @@ use std::ops::Deref;
 use serde::{Deserialize, Serialize};
 
 use crate::catalog::Model;
+use crate::certificate::Certificate;
 use crate::data_file::DataError;
 use crate::outcome::Outcome;
 use crate::plan::{EngineFlags, Instances, PLAN_VERSION, PlanDraft, ReplicaGroup, Role};
@@ -192,6 +193,9 @@ fn check_routing(draft: &PlanDraft, problems: &mut Vec<String>) {
     if shares != chosen {
         problems.push("`routing.models` does not list the models of the policy, in its order".into());
     }
+    if let Some(certificate) = &routing.certificate {
+        check_certificate(certificate, &chosen, problems);
+    }
     for (model, others) in &routing.fallback {
         for name in std::iter::once(model).chain(others) {
             if !draft.deployment.groups.iter().any(|group| group.model == *name) {
@@ -202,6 +206,17 @@ fn check_routing(draft: &PlanDraft, problems: &mut Vec<String>) {
     let sum: f64 = routing.models.iter().map(|share| share.load_fraction.get()).sum();
     if (sum - 1.0).abs() > ROUNDING {
         problems.push(format!("the load fractions sum to {sum}, not to 1"));
+    }
+}
+
+fn check_certificate(certificate: &Certificate, chosen: &[&str], problems: &mut Vec<String>) {
+    let Certificate { safe_model, reference } = certificate;
+    if !chosen.contains(&safe_model.as_str()) {
+        problems
+            .push(format!("the certificate falls back on `{safe_model}`, which the policy does not have"));
+    }
+    if !reference.is_sound() || chosen.iter().any(|model| !reference.models.iter().any(|it| it == model)) {
+        problems.push("the certificate's reference does not hold together".into());
     }
 }
 
@@ -319,6 +334,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::certificate::{Group, Quantiles, Reference};
     use crate::plan::{Disaggregated, PrefillInstances};
     use crate::units::{Fraction, UsdPerHour};
 
@@ -417,6 +433,36 @@ mod tests {
         the plan does not hold together:
           - group `llama-3.1-70b-a100-80gb-tp4` runs on `abacus`, which is not among `gpus`
           - group `llama-3.1-70b-a100-80gb-tp4` has more GPUs than can be counted
+        ");
+    }
+
+    #[test]
+    fn a_certificate_fits_the_policy() {
+        let certified = |draft: &mut PlanDraft, change: &dyn Fn(&mut Certificate)| {
+            let models: Vec<String> = draft.routing.models.iter().map(|share| share.model.clone()).collect();
+            let mut certificate = Certificate {
+                safe_model: models[0].clone(),
+                reference: Reference {
+                    queries: 300,
+                    quantiles: vec![Quantiles(vec![0.1, 0.5, 0.9]); models.len() + 1],
+                    groups: vec![Group { name: "all".into(), at_least: vec![0.5; models.len()] }],
+                    models,
+                },
+            };
+            change(&mut certificate);
+            draft.routing.certificate = Some(certificate);
+        };
+        let mut draft: PlanDraft = serde_json::from_str(PLAN_V1).unwrap();
+        certified(&mut draft, &|_| {});
+        let plan = Plan::try_from(draft).unwrap();
+        assert_eq!(Plan::parse("plan.json", &plan.to_json_pretty()), Ok(plan));
+        insta::assert_snapshot!(problems(|draft| certified(draft, &|it| {
+            it.safe_model = "abacus".into();
+            it.reference.models[0] = "abacus".into();
+        })), @r"
+        the plan does not hold together:
+          - the certificate falls back on `abacus`, which the policy does not have
+          - the certificate's reference does not hold together
         ");
     }
 

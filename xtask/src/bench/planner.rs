@@ -257,7 +257,7 @@ fn made_up(ids: &[&str], seed: u64) -> ScoredQueries {
                 .collect(),
             output_tokens: vec![200; ids.len()],
         };
-        queries.push(&query, chances.iter().map(|chance| *chance as f32));
+        queries.push(&query, chances.iter().map(|chance| *chance as f32), 0.0);
     }
     queries
 }

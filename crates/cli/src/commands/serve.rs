@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use boute_gateway::{
-    AdmissionLimits, EQUAL_SPEED, EmulatedReplicas, Gateway, Keys, KubernetesApi, Limits, RoutesConfig, Settings, Tls,
-    Upstream, UpstreamKeys, UpstreamTls,
+    AdmissionLimits, EQUAL_SPEED, EmulatedReplicas, Gateway, Keys, KubernetesApi, Limits, RoutesConfig,
+    Settings, Tls, Upstream, UpstreamKeys, UpstreamTls, WhenVoid,
 };
 use boute_router::Scorer;
 use boute_router::balance::{Balancing, ReplicaSpeed};
@@ -85,6 +85,15 @@ struct RoutingArgs {
     /// How a replica is picked: least-expected-finish, round-robin, least-requests or power-of-two.
     #[arg(long, default_value = Balancing::LeastExpectedFinish.name())]
     balance: Balancing,
+    /// What becomes of `auto` when the plan's promise of quality is void, since queries or answers are no longer those it was
+    /// made on: safe-model (the best model of the plan answers everything), or report (the policy goes on). Either way a
+    /// metric rises, and `/admin/certificate` tells why.
+    #[arg(long, value_name = "WHAT", default_value = "safe-model")]
+    when_void: WhenVoid,
+    /// Share of the queries for which the model is drawn by lot among the policy's, so that it becomes known what the others
+    /// would have scored; 0.01 is usual. Such answers are outside the promise of quality.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
+    explore: f64,
 }
 
 #[derive(Debug, clap::Args)]
@@ -171,6 +180,10 @@ impl LimitArgs {
 
 pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
     check_time_scale(args.time_scale)?;
+    if !(0.0..=1.0).contains(&args.routing.explore) {
+        let message = format_args!("{} is no share of the queries", args.routing.explore);
+        return Err(Failure::input(message, "`--explore 0.01` draws the model of one in a hundred"));
+    }
     if !args.emulate && args.replicas.is_empty() && args.replica_file.is_none() && args.discover.is_empty() {
         let hint = "name live engines with `--replica MODEL=URL`, or add `--emulate` to a plan";
         return Err(Failure::input("there is nothing to send requests to", hint));
@@ -284,7 +297,9 @@ fn kubernetes(args: &Args) -> Result<Option<KubernetesApi>, Failure> {
     let Some(named) = args.discover.iter().find(|named| named.contains("=k8s://")) else { return Ok(None) };
     let missing = || {
         Failure::input(
-            format_args!("`{named}` is looked up in the cluster that the gateway runs in, and it runs in none"),
+            format_args!(
+                "`{named}` is looked up in the cluster that the gateway runs in, and it runs in none"
+            ),
             "run it as a pod whose service account may list and watch EndpointSlices, or name a host: `http://…`",
         )
     };
@@ -320,6 +335,8 @@ fn routes(args: &Args, planned: Option<&Planned>, upstreams: Vec<Upstream>) -> R
         let input = Input::read(path)?;
         routes.upstream_keys = UpstreamKeys::parse(&input.name, &input.text).map_err(Failure::told)?;
     }
+    routes.when_void = args.routing.when_void;
+    routes.explore = args.routing.explore;
     for alias in &args.routing.aliases {
         let (name, model) = pair(alias, "--alias", "gpt-4o=auto")?;
         routes.aliases.insert(name.into(), model.into());
@@ -399,7 +416,8 @@ fn upstreams(named: &[String], option: &str, planned: &Speeds) -> Result<Vec<Ups
         .collect()
 }
 
-/// Takes over plan, replicas and keys whenever their files change; what cannot be used is told and left. Never ends.
+/// Takes over plan, replicas and keys whenever their files change; what cannot be used is told and left. Tells of alarms, too.
+/// Never ends.
 async fn watch_files(
     args: &Args,
     gateway: &Gateway,
@@ -410,8 +428,14 @@ async fn watch_files(
     let mut replicas = Watched::new(args.replica_file.as_deref());
     let mut upstream_keys = Watched::new(args.engines.upstream_keys.as_deref());
     let mut keys = Watched::new(args.access.keys.as_deref());
+    let mut void = None;
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
+        let alarm = gateway.alarm();
+        if let Some(alarm) = alarm.as_ref().filter(|alarm| void.as_ref() != Some(*alarm)) {
+            printer.error(&format!("the plan's promise of quality is void: {alarm}"));
+        }
+        void = alarm;
         if let Some(path) = plan.changed().or_else(|| replicas.changed()).or_else(|| upstream_keys.changed())
         {
             let planned = tokio::task::block_in_place(|| args.plan.as_deref().map(Planned::read).transpose());

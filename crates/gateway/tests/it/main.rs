@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod access;
+mod certificate;
 mod discovery;
 mod engine;
 mod faults;

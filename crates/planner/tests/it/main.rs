@@ -64,7 +64,7 @@ fn queries(seed: u64, count: usize) -> ScoredQueries {
             scores: vec![draw(small), draw(large)],
             output_tokens: vec![220, 200],
         };
-        queries.push(&query, [small as f32, large as f32].into_iter());
+        queries.push(&query, [small as f32, large as f32].into_iter(), 0.0);
     }
     queries
 }
@@ -125,6 +125,15 @@ fn the_default_plan_keeps_every_promise_and_beats_the_baselines() {
     assert!(default.verification.passed, "{:?}", default.verification);
     assert!(default.predicted.quality_certified >= 0.55);
     assert!(default.verification.quality >= 0.55);
+    let certificate = default.routing.certificate.as_ref().unwrap();
+    assert_eq!(certificate.safe_model, "llama-3.1-70b");
+    // Each model's own share of the queries keeps what is vouched for of it, on queries that nothing has seen.
+    let reference = &certificate.reference;
+    for share in &default.routing.models {
+        let at = reference.models.iter().position(|model| *model == share.model).unwrap();
+        let (least, mean) = (reference.groups[0].at_least[at], share.quality.get());
+        assert!(least < mean && least > mean - 0.1, "{}: {least} {mean}", share.model);
+    }
     assert!(default.bound.as_ref().unwrap().gap < 0.05);
     for strategy in [Strategy::Homogeneous, Strategy::RoutingUniform, Strategy::RoutingProportional] {
         assert!(

@@ -178,6 +178,11 @@ impl Scorer {
         self.best
     }
 
+    /// How many of the models have a lower mean score on the training queries than `model` (index).
+    pub fn rank(&self, model: usize) -> usize {
+        self.prior.iter().filter(|prior| **prior < self.prior[model]).count()
+    }
+
     /// Novelty from which scores shrink towards the means, and from which the best single model answers.
     pub fn novelty_limits(&self) -> (f32, f32) {
         self.novelty
@@ -240,7 +245,7 @@ impl Scorer {
         let mut scored = ScoredQueries::new(models.to_vec());
         for query in queries {
             self.score(&query.prompt, &mut scratch, &mut scores);
-            scored.push(query, order.iter().map(|at| scores[*at]));
+            scored.push(query, order.iter().map(|at| scores[*at]), scratch.novelty());
         }
         scored
     }

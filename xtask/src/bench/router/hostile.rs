@@ -3,13 +3,20 @@
 use std::collections::BTreeMap;
 
 use boute_router::eval::weakest_and_strongest;
+use boute_router::monitor::Monitor;
 use boute_router::{Scorer, Scratch};
-use boute_spec::workload::Split;
+use boute_spec::workload::{Query, Split};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 
+use super::online::reference;
 use super::{Report, Set, numbered};
 
 /// Words added by the attacker who knows the weights.
 const TRIGGERS: usize = 20;
+/// Queries that the monitor sees, and how often that is tried.
+const LIFE: usize = 20_000;
+const LIVES: u64 = 21;
 
 /// Everyday questions in other languages, written for this trial.
 const LANGUAGES: [(&str, &str); 8] = [
@@ -68,6 +75,7 @@ pub(super) fn run(set: &Set, report: &mut Report) {
     for (name, change) in rows {
         report.note(&format!("  {name:<48} {:.0} %", strong_share(change)));
     }
+    noticed(set, &|text| format!("{text} {triggers}"), report);
     report.note("other languages: novelty, and who answers at that threshold");
     for (language, text) in LANGUAGES {
         let strong = advantage(text, &mut scratch) > threshold;
@@ -83,8 +91,43 @@ pub(super) fn run(set: &Set, report: &mut Report) {
     }
 }
 
+/// How soon the monitor notices that a share of the prompts is changed so that they go to the strong model: the median of
+/// [`LIVES`].
+fn noticed(set: &Set, change: Change<'_>, report: &mut Report) {
+    let reference = reference(&set.validation);
+    let scored = |change: Change<'_>| -> Vec<(Vec<f32>, f32)> {
+        let mut scratch = Scratch::default();
+        let mut score = |query: &&Query| {
+            let mut scores = vec![0.0; set.scorer.models().len()];
+            set.scorer.score(&change(&query.prompt), &mut scratch, &mut scores);
+            (scores, scratch.novelty())
+        };
+        set.queries(Split::Validation).iter().map(&mut score).collect()
+    };
+    let (ordinary, hostile) = (scored(&|text| text.to_owned()), scored(change));
+    report.note("the monitor's alarm, if a share of the prompts has those words: median queries until it");
+    for share in [1.0, 0.25, 0.1, 0.05, 0.02] {
+        let until = |seed: u64| {
+            let mut rng = ChaCha8Rng::seed_from_u64(seed);
+            let mut monitor = Monitor::new(reference.clone(), 0.05);
+            (1..=LIFE).find(|_| {
+                let from = if rng.random::<f64>() < share { &hostile } else { &ordinary };
+                let (scores, novelty) = &from[rng.random_range(0..from.len())];
+                monitor.observe(scores, *novelty).is_some()
+            })
+        };
+        let mut found: Vec<usize> = (0..LIVES).map(|seed| until(seed).unwrap_or(usize::MAX)).collect();
+        found.sort_unstable();
+        let median = match found[found.len() / 2] {
+            usize::MAX => format!("none in {LIFE}"),
+            queries => queries.to_string(),
+        };
+        report.note(&format!("  {:>3.0} %  {median}", share * 100.0));
+    }
+}
+
 /// Words that speak most for the strong model, joined; found as an attacker with the artefact would.
-fn triggers(scorer: &Scorer, train: &[&boute_spec::workload::Query], weak: usize, strong: usize) -> String {
+fn triggers(scorer: &Scorer, train: &[&Query], weak: usize, strong: usize) -> String {
     let mut found: BTreeMap<String, f32> = BTreeMap::new();
     for query in train {
         for (name, part) in scorer.reasons(&[&query.prompt], strong, weak) {

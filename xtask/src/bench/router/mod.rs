@@ -88,6 +88,8 @@ pub(crate) fn run(small: bool, report: &mut Report) -> Result<(), String> {
     let mmlu = Set::load("MMLU-Pro", "examples/data/mmlu_pro_llama.jsonl.gz", &[])?;
     quality::pair(&mmlu, &quality::MMLU_PRO, report);
     quality::lengths(&mmlu, report);
+    quality::length_costs(&mmlu, report);
+    quality::length_costs(&zeroeval, report);
     quality::cascade(&mmlu, report);
     let pool = Set::load("LLMRouter", "benchmarks/data/llmrouter.jsonl.gz", &[])?;
     quality::pool(&pool, report);

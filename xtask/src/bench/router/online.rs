@@ -1,8 +1,8 @@
 //! The monitor: false alarms over a long life, and how soon it notices.
 
-use boute_router::Scratch;
-use boute_router::monitor::{Monitor, Reference};
-use boute_router::{ScoredQueries, Scorer};
+use boute_router::ScoredQueries;
+use boute_router::monitor::{self, Monitor};
+use boute_spec::certificate::Reference;
 use boute_spec::workload::{Query, Split};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -26,8 +26,7 @@ fn feedback(set: &Set, runs: u64, report: &mut Report) {
     let own: Vec<f64> = (0..set.test.len()).map(|query| set.test.actual(query, 1)).collect();
     let mean = own.iter().sum::<f64>() / own.len() as f64;
     let monitor = || {
-        let mut reference =
-            reference(&set.validation, &novelties(&set.scorer, &set.queries(Split::Validation)));
+        let mut reference = reference(&set.validation);
         for group in &mut reference.groups {
             group.at_least.fill(mean);
         }
@@ -73,11 +72,10 @@ fn drift(set: &Set, runs: u64, report: &mut Report) {
     };
     let calibration = of(Split::Validation, "mmlu");
     let scored = set.scorer.score_queries(&set.data.models, calibration.iter().copied());
-    let reference = reference(&scored, &novelties(&set.scorer, &calibration));
+    let reference = reference(&scored);
     let stream = |queries: &[&Query]| {
         let scored = set.scorer.score_queries(&set.data.models, queries.iter().copied());
-        let novelties = novelties(&set.scorer, queries);
-        (0..queries.len()).map(|at| (scored.predicted(at).to_vec(), novelties[at])).collect::<Vec<_>>()
+        (0..queries.len()).map(|at| (scored.predicted(at).to_vec(), scored.novelty[at])).collect::<Vec<_>>()
     };
     let (same, other) = (stream(&calibration), stream(&of(Split::Test, "gsm8k")));
     let until = |seed: u64, share_of_other: f64| {
@@ -107,16 +105,7 @@ fn drift(set: &Set, runs: u64, report: &mut Report) {
     }
 }
 
-pub(super) fn reference(queries: &ScoredQueries, novelty: &[f32]) -> Reference {
-    Reference::of(queries, novelty, &[], |_| None, ALPHA)
-}
-
-pub(super) fn novelties(scorer: &Scorer, queries: &[&Query]) -> Vec<f32> {
-    let mut scratch = Scratch::default();
-    let mut scores = vec![0.0; scorer.models().len()];
-    let novelty = |query: &&Query| {
-        scorer.score(&query.prompt, &mut scratch, &mut scores);
-        scratch.novelty()
-    };
-    queries.iter().map(novelty).collect()
+/// Every model answers every query.
+pub(super) fn reference(queries: &ScoredQueries) -> Reference {
+    monitor::reference(queries, |_, _| true, &[], |_| None, ALPHA)
 }

@@ -8,6 +8,8 @@ use boute_router::eval::{
 use boute_router::lengths::QUANTILES;
 use boute_router::{ScoredQueries, Scratch};
 use boute_spec::workload::{Query, Split};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 
 use super::{Report, Set};
 
@@ -191,8 +193,7 @@ pub(super) fn pool(set: &Set, report: &mut Report) {
 
 /// The saving on resamples of the queries.
 fn pool_savings(queries: &ScoredQueries, costs: &[f64]) -> Vec<f64> {
-    use rand::{RngExt, SeedableRng};
-    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(0);
+    let mut rng = ChaCha8Rng::seed_from_u64(0);
     let models = costs.len();
     (0..60)
         .map(|_| {
@@ -276,6 +277,68 @@ fn spearman(a: &[f64], b: &[f64]) -> f64 {
     let product =
         |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| (x - middle) * (y - middle)).sum::<f64>();
     product(&a, &b) / (product(&a, &a) * product(&b, &b)).sqrt()
+}
+
+/// Whether it pays to price each query's own answer: `ŝ_m − λ·cost_m(q)` with predicted lengths against one cost per model,
+/// judged by the true costs on the validation part. Costs are active parameters × tokens.
+pub(super) fn length_costs(set: &Set, report: &mut Report) {
+    let Some((small, large)) = weakest_and_strongest(&set.validation) else { return };
+    let parameters = |model: usize| if model == small { 8.0 } else { 70.6 };
+    let mut scratch = Scratch::default();
+    let mut scores = vec![0.0; set.data.models.len()];
+    let mut predicted = Vec::new();
+    for query in set.queries(Split::Validation) {
+        set.scorer.score(&query.prompt, &mut scratch, &mut scores);
+        // The mean is what costs; the quantiles' mean is near it.
+        let tokens = |model: usize| {
+            let quantiles = set.scorer.answer_tokens(&scratch, model).unwrap_or_default();
+            f64::from(quantiles.iter().sum::<f32>()) / QUANTILES.len() as f64
+        };
+        predicted.push((tokens(small), tokens(large)));
+    }
+    let queries = 0..set.validation.len();
+    let extra = |query: usize, (short, long): (f64, f64)| {
+        let prompt = f64::from(set.validation.prompt_tokens[query]);
+        parameters(large) * (prompt + long) - parameters(small) * (prompt + short)
+    };
+    let tokens = |query, model| f64::from(set.validation.output_tokens(query, model));
+    let truth: Vec<f64> =
+        queries.clone().map(|query| extra(query, (tokens(query, small), tokens(query, large)))).collect();
+    let (gains, plain) = (gains(&set.validation, small, large), advantages(&set.validation, small, large));
+    // Where the large model is better: by its advantage per cost; a query that it answers for less comes first.
+    let priced =
+        |cost: f64, advantage: f64| if advantage > 0.0 { advantage / cost.max(1.0) } else { advantage };
+    let by_length: Vec<f64> =
+        queries.clone().map(|query| priced(extra(query, predicted[query]), plain[query])).collect();
+    let known: Vec<f64> = queries.clone().map(|query| priced(truth[query], plain[query])).collect();
+    let all: Vec<usize> = queries.collect();
+    let areas = |rows: &[usize]| [&plain, &by_length, &known].map(|keys| area(rows, keys, &gains, &truth));
+    let mut rng = ChaCha8Rng::seed_from_u64(0);
+    let drawn: Vec<[f64; 3]> = (0..200)
+        .map(|_| areas(&all.iter().map(|_| rng.random_range(0..all.len())).collect::<Vec<_>>()))
+        .collect();
+    let [constant, own, oracle] = areas(&all);
+    let (gain, low, high) = interval(own - constant, drawn.iter().map(|areas| areas[1] - areas[0]));
+    report.note(&format!(
+        "  {} validation queries, share of the gap recovered over the share of the cost: {constant:.3} by one cost per model; \
+         by predicted lengths {gain:+.3} ({low:+.3} to {high:+.3}); by the true ones {:+.3}",
+        all.len(),
+        oracle - constant
+    ));
+}
+
+/// Area under the share of all gains over the share of all costs, the largest keys first.
+fn area(rows: &[usize], keys: &[f64], gains: &[f64], costs: &[f64]) -> f64 {
+    let mut rows = rows.to_vec();
+    rows.sort_by(|a, b| keys[*b].total_cmp(&keys[*a]));
+    let total = |of: &[f64]| rows.iter().map(|row| of[*row]).sum::<f64>();
+    let (all_gains, all_costs) = (total(gains), total(costs));
+    let (mut area, mut gain) = (0.0, 0.0);
+    for row in &rows {
+        area += costs[*row] * (gain + gains[*row] / 2.0);
+        gain += gains[*row];
+    }
+    area / all_costs / all_gains
 }
 
 /// The second decision, after the small model's answer.

@@ -10,7 +10,7 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
-use super::online::{novelties, reference};
+use super::online::reference;
 use super::quality::interval;
 use super::{Report, Set};
 
@@ -78,7 +78,7 @@ fn keeps_quality(data: &QualityData, report: &mut Report) -> Result<(), String> 
         let (scorer, split) = without(data, |query| kind(query) == out)?;
         let calibration: Vec<&Query> = split.split(Split::Validation).collect();
         let scored = scorer.score_queries(&split.models, calibration.iter().copied());
-        let mut monitor = Monitor::new(reference(&scored, &novelties(&scorer, &calibration)), 0.05);
+        let mut monitor = Monitor::new(reference(&scored), 0.05);
         let mut fresh: Vec<&Query> = split.split(Split::Test).collect();
         fresh.shuffle(&mut ChaCha8Rng::seed_from_u64(0));
         let mut scratch = Scratch::default();

@@ -6,9 +6,10 @@ use std::time::SystemTime;
 
 use boute_router::certify::{Certified, FloorRule, Promise, rows_of_mix, walk};
 use boute_router::decide::Decider;
-use boute_router::monitor::{Reference, belongs};
+use boute_router::monitor::{belongs, reference};
 use boute_router::policy::{PolicyStats, assign, evaluate, path};
 use boute_router::{ScoredQueries, Scorer};
+use boute_spec::certificate::Reference;
 use boute_spec::policy::{ModelPenalty, RoutingPolicy};
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
@@ -24,7 +25,7 @@ use crate::printer::Printer;
 const SIZES: [usize; 4] = [300, 1000, 3000, 10_000];
 /// Resamples for that.
 const RESAMPLES: usize = 15;
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Fewer queries certify nothing worth having.
 const FEWEST_QUERIES: usize = 30;
 
@@ -201,7 +202,7 @@ pub(super) fn run(args: &Certify, printer: Printer) -> Result<Ending, Failure> {
         cost: costs.as_ref().map(|costs| (mean_cost(&stats.fractions), costs[reference])),
         quality: stats.quality,
         with_queries: outlook(&scored.queries, &assignments, &tested, reference, delta, args.seed),
-        reference: reference_of(args, &scored, delta),
+        reference: reference_of(args, &scored, &assignments[chosen], delta),
         models: models.to_vec(),
         shares: stats.fractions.clone(),
     };
@@ -345,10 +346,10 @@ fn outlook(
     SIZES.map(|size| (size, with(size))).to_vec()
 }
 
-fn reference_of(args: &Certify, scored: &Scored, delta: f64) -> Reference {
+fn reference_of(args: &Certify, scored: &Scored, assignment: &[usize], delta: f64) -> Reference {
     let groups: Vec<String> = args.groups.iter().map(|(name, _)| name.clone()).collect();
     let group_of = |query: usize| groups.iter().position(|name| belongs(&scored.tasks[query], name));
-    Reference::of(&scored.queries, &scored.novelty, &groups, group_of, delta)
+    reference(&scored.queries, |query, model| assignment[query] == model, &groups, group_of, delta)
 }
 
 fn as_text(certificate: &Certificate, certified: usize, stats: &PolicyStats, reference: &str) -> String {

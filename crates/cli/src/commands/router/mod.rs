@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use boute_router::{ScoredQueries, Scorer, Scratch};
+use boute_router::{ScoredQueries, Scorer};
 use boute_spec::data_file::parse_quality;
 use boute_spec::digest::sha256_hex;
 use boute_spec::workload::{QualityData, Query, Split};
@@ -96,8 +96,6 @@ struct Scored {
     tasks: Vec<String>,
     /// Predicted and actual scores.
     queries: ScoredQueries,
-    /// Share of each query that training has not seen.
-    novelty: Vec<f32>,
 }
 
 fn score(scorer: &Scorer, path: &Path, part: Part) -> Result<Scored, Failure> {
@@ -108,14 +106,7 @@ fn score(scorer: &Scorer, path: &Path, part: Part) -> Result<Scored, Failure> {
         return Err(Failure::input(format_args!("`{}` has no queries in that part", input.name), hint));
     }
     let queries = scorer.score_queries(&data.models, own.iter().copied());
-    let mut scratch = Scratch::default();
-    let mut scores = vec![0.0; data.models.len()];
-    let novelty = own.iter().map(|query| {
-        scorer.score(&query.prompt, &mut scratch, &mut scores);
-        scratch.novelty()
-    });
-    let novelty = novelty.collect();
-    Ok(Scored { tasks: own.iter().map(|query| query.task.clone()).collect(), input, queries, novelty })
+    Ok(Scored { tasks: own.iter().map(|query| query.task.clone()).collect(), input, queries })
 }
 
 /// `NAME=NUMBER` of the command line.
