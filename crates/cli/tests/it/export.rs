@@ -115,7 +115,8 @@ fn the_scripts_run_and_the_dashboard_asks_for_metrics_that_exist() {
     let dashboard = fs::read_to_string(format!("{watch}/dashboard.json")).unwrap();
     assert!(serde_json::from_str::<Value>(&dashboard).is_ok());
     let alerts = fs::read_to_string(format!("{watch}/alerts.yaml")).unwrap();
-    let asked_for = metric_names(&(dashboard + &alerts));
+    let both = dashboard + &alerts;
+    let asked_for = metric_names(&both);
     assert!(asked_for.len() > 15, "{asked_for:?}");
     for name in asked_for {
         let base =

@@ -8,7 +8,9 @@ use serde_json::{Map, Value, json};
 use super::engine::{LEADER, RANK};
 use super::fleet::{Fleet, Host, Placed};
 use super::kubernetes::shm;
-use super::{ExportError, ExportFile, GATEWAY_PORT, file_name, header_of, readme, router_file, yaml};
+use super::{
+    ExportError, ExportFile, GATEWAY_PORT, file_name, header_of, plan_files, readme, router_name, yaml,
+};
 
 /// Seconds between looks at an engine.
 const INTERVAL_S: u32 = 10;
@@ -37,8 +39,7 @@ pub(super) fn files(fleet: &Fleet<'_>, router: Option<&[u8]>) -> Result<Vec<Expo
         let head = "# Copy to .env on every host and fill in: the address of each host.\n";
         files.push(ExportFile::new("env.example", format!("{head}{lines}")));
     }
-    files.push(ExportFile::new("plan.json", fleet.plan.to_json_pretty()));
-    files.extend(router_file(fleet.plan, router));
+    files.extend(plan_files(fleet.plan, router));
     files.push(readme(fleet, "Running this plan with Docker Compose", &instructions(fleet, &hosts)));
     Ok(files)
 }
@@ -120,8 +121,8 @@ fn gateway(fleet: &Fleet<'_>, hosts: &[Host<'_>]) -> Value {
     }
     command.extend(["--listen".into(), format!("0.0.0.0:{GATEWAY_PORT}")]);
     let mut volumes = vec!["./plan.json:/etc/boute/plan.json:ro".to_owned()];
-    if !fleet.plan.routing.router.is_empty() {
-        let router = file_name(&fleet.plan.routing.router);
+    let router = router_name(fleet.plan);
+    if !router.is_empty() {
         volumes.push(format!("./{router}:/etc/boute/{router}:ro"));
     }
     json!({

@@ -12,7 +12,7 @@ use super::nodes::Names;
 use super::{ExportError, Options};
 
 /// First port of engines that share a host; each has the next one.
-const FIRST_PORT: u32 = 8001;
+pub(super) const FIRST_PORT: u32 = 8001;
 /// First port at which the nodes of a replica find each other.
 const FIRST_RENDEZVOUS: u32 = 29_501;
 /// Time an engine may take to start once its weights are there: compilation and CUDA graphs. Assumed.

@@ -5,13 +5,13 @@ use std::io::Write;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use boute_spec::plan::{Plan, PlanDraft};
+use boute_spec::plan::Plan;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use serde_json::{Value, json};
 
 use super::fleet::{Fleet, Launch};
-use super::{ENGINE_PORT, ExportFile, GATEWAY_PORT, header, yaml};
+use super::{ENGINE_PORT, ExportFile, GATEWAY_PORT, header, plan_with_router_at, yaml};
 
 /// Port of metrics and administration.
 const ADMIN_PORT: u32 = 8081;
@@ -90,15 +90,11 @@ fn metadata(name: &str) -> Value {
     json!({"name": name, "labels": {"app.kubernetes.io/name": NAME, "app.kubernetes.io/managed-by": "boute"}})
 }
 
-/// The plan as the gateway finds it: its router artefact is elsewhere.
+/// The plan as the gateway finds it.
 fn mounted_plan(plan: &Plan) -> String {
-    let mut draft = PlanDraft::from(plan.clone());
-    if !draft.routing.router.is_empty() {
-        draft.routing.router = format!("{ROUTER_FOLDER}/router.json");
-    }
-    // Where its router is found says nothing about whether a plan holds together.
-    let text = Plan::try_from(draft).map_or_else(|_| plan.to_json_pretty(), |plan| plan.to_json_pretty());
-    format!("{}\n", text.trim_end())
+    let path =
+        if plan.routing.router.is_empty() { String::new() } else { format!("{ROUTER_FOLDER}/router.json") };
+    format!("{}\n", plan_with_router_at(plan, &path).trim_end())
 }
 
 /// The packed router artefact, divided over as many `ConfigMap`s as it takes.

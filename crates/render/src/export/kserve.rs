@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 
 use super::fleet::{Fleet, Launch, Node};
 use super::gateway::{self, Backend};
-use super::kubernetes::{GROUP_LABEL, comment, container, leading, node_label, service, shm, tolerations};
-use super::{ExportError, ExportFile, header_of, readme, yaml};
+use super::kubernetes::{GROUP_LABEL, container, leading, node_label, service, shm, tolerations};
+use super::{ExportError, ExportFile, header_of_launch, readme, yaml};
 
 pub(super) fn files(fleet: &Fleet<'_>, router: Option<&[u8]>) -> Result<Vec<ExportFile>, ExportError> {
     fleet.no_disaggregation("kserve")?;
@@ -14,7 +14,7 @@ pub(super) fn files(fleet: &Fleet<'_>, router: Option<&[u8]>) -> Result<Vec<Expo
     let mut files = Vec::new();
     for launch in &fleet.launches {
         let documents = [inference_service(fleet, launch)?, service(&launch.name, &selector(launch))];
-        let header = format!("{}{}", header_of(fleet), comment(&launch.words()));
+        let header = header_of_launch(fleet, launch);
         files.push(ExportFile::new(
             format!("engines-{}.yaml", launch.name),
             yaml::documents(&header, &documents),

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use super::fleet::{Fleet, Launch};
 use super::gateway::{self, Backend};
 use super::helm::number_or_text;
-use super::kubernetes::{GROUP_LABEL, TOKEN_SECRET, comment, node_label, resources, shm, tolerations};
+use super::kubernetes::{GROUP_LABEL, node_label, resources, shm, token, tolerations};
 use super::{ExportError, ExportFile, header, readme, yaml};
 
 /// Version of Ray, and the image that has it with Ray Serve's LLM parts and a vLLM of its own. Assumed current.
@@ -17,8 +17,7 @@ pub(super) fn files(fleet: &Fleet<'_>, router: Option<&[u8]>) -> Result<Vec<Expo
     fleet.only_vllm("kuberay")?;
     let mut files = Vec::new();
     for launch in &fleet.launches {
-        let lines =
-            format!("{}# Ray {RAY} brings its own vLLM.\n{}", header(fleet.plan), comment(&launch.words()));
+        let lines = format!("{}# Ray {RAY} brings its own vLLM.\n# {}\n", header(fleet.plan), launch.words());
         let service = yaml::documents(&lines, &[ray_service(fleet, launch)?]);
         files.push(ExportFile::new(format!("engines-{}.yaml", launch.name), service));
     }
@@ -35,8 +34,7 @@ pub(super) fn files(fleet: &Fleet<'_>, router: Option<&[u8]>) -> Result<Vec<Expo
 fn ray_service(fleet: &Fleet<'_>, launch: &Launch<'_>) -> Result<Value, ExportError> {
     let label = node_label(fleet, launch)?;
     let image = fleet.options.image.as_deref().unwrap_or(IMAGE);
-    let (secret, key) = TOKEN_SECRET;
-    let token = json!({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": secret, "key": key, "optional": true}}});
+    let token = token();
     let pods = launch.count * launch.nodes;
     Ok(json!({
         "apiVersion": "ray.io/v1", "kind": "RayService",

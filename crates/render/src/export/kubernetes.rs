@@ -7,7 +7,7 @@ use super::engine::{LEADER, RANK};
 use super::fleet::{Fleet, Launch, Node};
 use super::gateway::{self, Backend};
 use super::nodes::NodeLabel;
-use super::{ENGINE_PORT, ExportError, ExportFile, header_of, one_line, readme, yaml};
+use super::{ENGINE_PORT, ExportError, ExportFile, header_of_launch, readme, yaml};
 
 /// Secret with the token for gated weights, and the key in it. It may be absent.
 pub(super) const TOKEN_SECRET: (&str, &str) = ("hf-token", "HF_TOKEN");
@@ -43,13 +43,17 @@ pub(super) fn engines(fleet: &Fleet<'_>, launch: &Launch<'_>) -> Result<ExportFi
     } else {
         deployment(fleet, launch, &label)
     };
-    let documents = [workload, service(&launch.name, &selector(launch)), network_policy(launch)];
+    let documents = [
+        workload,
+        service(&launch.name, &leading(launch, json!({GROUP_LABEL: launch.name}))),
+        network_policy(launch),
+    ];
     let assumed = if label.assumed {
         format!("# The value of {} is assumed: compare it with your nodes.\n", label.key)
     } else {
         String::new()
     };
-    let header = format!("{}# {}\n{assumed}", header_of(fleet), launch.words());
+    let header = header_of_launch(fleet, launch) + &assumed;
     Ok(ExportFile::new(format!("engines-{}.yaml", launch.name), yaml::documents(&header, &documents)))
 }
 
@@ -62,15 +66,6 @@ pub(super) fn node_label(fleet: &Fleet<'_>, launch: &Launch<'_>) -> Result<NodeL
         of: fleet.options.labels.name(),
         help: "`--labels gfd` knows all of NVIDIA's",
     })
-}
-
-/// The pods that answer for a launch.
-fn selector(launch: &Launch<'_>) -> Value {
-    let mut labels = json!({GROUP_LABEL: launch.name});
-    if launch.nodes > 1 {
-        labels[WORKER_INDEX] = "0".into();
-    }
-    labels
 }
 
 /// A service whose name stands for the addresses of all ready pods.
@@ -216,7 +211,7 @@ pub(super) fn words(fleet: &Fleet<'_>, launch: &Launch<'_>, node: Node) -> Vec<S
 }
 
 /// The token for gated weights, by reference.
-fn token() -> Value {
+pub(super) fn token() -> Value {
     let (name, key) = TOKEN_SECRET;
     json!({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": name, "key": key, "optional": true}}})
 }
@@ -269,9 +264,4 @@ fn instructions(fleet: &Fleet<'_>) -> String {
         "{lws}{}\nWhat changed, and undoing it:\n\n    kubectl diff --server-side -f .\n    kubectl delete -f .\n",
         gateway::instructions(fleet)
     )
-}
-
-/// What `text` may be in a comment of a manifest.
-pub(super) fn comment(text: &str) -> String {
-    format!("# {}\n", one_line(text))
 }

@@ -1,15 +1,18 @@
 //! llm-d: values of its modelservice chart, a release per group, and an `InferencePool` per model for those who also run
 //! its router. The chart has no field for pipeline parallelism: the engine's command is written in full instead.
 
+use std::collections::BTreeSet;
+use std::fmt::Write;
+
 use serde_json::{Value, json};
 
 use super::engine::{LEADER, RANK};
 use super::fleet::{Fleet, Launch, Node, label};
 use super::gateway::{self, Backend};
 use super::kubernetes::{
-    GROUP_LABEL, TOKEN_SECRET, comment, container, leading, node_label, service, shm, tolerations,
+    GROUP_LABEL, TOKEN_SECRET, container, leading, node_label, service, shm, tolerations,
 };
-use super::{ENGINE_PORT, ExportError, ExportFile, header, header_of, quote, readme, yaml};
+use super::{ENGINE_PORT, ExportError, ExportFile, header, header_of_launch, quote, readme, yaml};
 
 /// Version of the chart whose schema the values keep.
 const CHART: &str = "0.4.12";
@@ -21,11 +24,8 @@ pub(super) fn files(fleet: &Fleet<'_>, router: Option<&[u8]>) -> Result<Vec<Expo
     fleet.only_vllm("llm-d")?;
     let mut files = Vec::new();
     for launch in &fleet.launches {
-        let header = format!(
-            "{}{}# For the chart llm-d-modelservice {CHART}.\n",
-            header_of(fleet),
-            comment(&launch.words())
-        );
+        let header =
+            format!("{}# For the chart llm-d-modelservice {CHART}.\n", header_of_launch(fleet, launch));
         let values = yaml::documents(&header, &[values(fleet, launch)?]);
         files.push(ExportFile::new(format!("values/{}.yaml", launch.name), values));
     }
@@ -52,10 +52,9 @@ fn values(fleet: &Fleet<'_>, launch: &Launch<'_>) -> Result<Value, ExportError> 
         // First and further nodes share a template: the command tells them apart, and no probe fits both.
         engine["command"] = json!(["sh", "-c"]);
         engine["args"] = json!([by_rank(fleet, launch)]);
-        for probe in ["startupProbe", "readinessProbe", "livenessProbe"] {
-            engine[probe] = Value::Null;
+        if let Some(engine) = engine.as_object_mut() {
+            engine.retain(|key, _| !key.ends_with("Probe"));
         }
-        engine = without_null(engine);
     }
     Ok(json!({
         "fullnameOverride": launch.name,
@@ -92,16 +91,8 @@ fn by_rank(fleet: &Fleet<'_>, launch: &Launch<'_>) -> String {
     format!("if [ \"$LWS_WORKER_INDEX\" = 0 ]; then exec {first}; fi\nexec {other}\n")
 }
 
-fn without_null(mut value: Value) -> Value {
-    if let Some(map) = value.as_object_mut() {
-        map.retain(|_, value| !value.is_null());
-    }
-    value
-}
-
 fn pools(fleet: &Fleet<'_>) -> ExportFile {
-    let mut models: Vec<String> = fleet.launches.iter().map(|launch| label(&launch.model.id)).collect();
-    models.dedup();
+    let models: BTreeSet<String> = fleet.launches.iter().map(|launch| label(&launch.model.id)).collect();
     let pools: Vec<Value> = models
         .iter()
         .map(|model| {
@@ -129,9 +120,10 @@ fn instructions(fleet: &Fleet<'_>) -> String {
          kubectl create secret generic {secret} --from-literal={key}=...\n"
     );
     for Launch { name, .. } in &fleet.launches {
-        text.push_str(&format!(
-            "    helm upgrade --install {name} llm-d-modelservice/llm-d-modelservice --version {CHART} -f values/{name}.yaml\n"
-        ));
+        let _ = writeln!(
+            text,
+            "    helm upgrade --install {name} llm-d-modelservice/llm-d-modelservice --version {CHART} -f values/{name}.yaml"
+        );
     }
     format!(
         "{text}\nThe chart sets no rollout strategy: an update may wait for a GPU that the plan has not. `pools/` is for those who run the\n\

@@ -1,6 +1,6 @@
 //! Files that run a plan on real engines. One plan gives the same bytes every time.
 //!
-//! A plan is seen as engines to start ([`fleet`]), and each target writes these down in its own form. The words of the
+//! A plan is seen as engines to start (`fleet`), and each target writes these down in its own form. The words of the
 //! engines' command lines and the names of GPU types elsewhere are data: `catalog/engines.toml`, `catalog/nodes.toml`.
 
 mod compose;
@@ -22,9 +22,9 @@ use std::fmt::Write;
 
 use boute_spec::catalog::Precision;
 use boute_spec::digest::sha256_hex;
-use boute_spec::plan::Plan;
+use boute_spec::plan::{Plan, PlanDraft};
 
-use fleet::Fleet;
+use fleet::{Fleet, Launch};
 pub use nodes::Labels;
 
 /// Port of the gateway.
@@ -250,6 +250,11 @@ fn header_of(fleet: &Fleet<'_>) -> String {
     format!("{}# Flags of {}, image {}.\n", header(fleet.plan), fleet.engine.title(), one_line(fleet.image()))
 }
 
+/// The same, and which engines the file is about.
+fn header_of_launch(fleet: &Fleet<'_>, launch: &Launch<'_>) -> String {
+    format!("{}# {}\n", header_of(fleet), launch.words())
+}
+
 /// The README of an export: what it runs, then `body`, the commands.
 fn readme(fleet: &Fleet<'_>, title: &str, body: &str) -> ExportFile {
     let mut text = format!(
@@ -265,10 +270,27 @@ fn readme(fleet: &Fleet<'_>, title: &str, body: &str) -> ExportFile {
     ExportFile::new("README.md", text)
 }
 
-/// The plan's router artefact under its own name, if it has one.
-fn router_file(plan: &Plan, router: Option<&[u8]>) -> Option<ExportFile> {
-    let text = String::from_utf8_lossy(router?).into_owned();
-    (!plan.routing.router.is_empty()).then(|| ExportFile::new(file_name(&plan.routing.router), text))
+/// The plan and its router artefact, if it has one, beside each other.
+fn plan_files(plan: &Plan, router: Option<&[u8]>) -> Vec<ExportFile> {
+    let name = router_name(plan);
+    let mut files = vec![ExportFile::new("plan.json", plan_with_router_at(plan, &name))];
+    if let Some(router) = router.filter(|_| !name.is_empty()) {
+        files.push(ExportFile::new(name, String::from_utf8_lossy(router).into_owned()));
+    }
+    files
+}
+
+/// Name of the router artefact beside the plan; empty if the plan has none.
+fn router_name(plan: &Plan) -> String {
+    file_name(plan.routing.router.rsplit(['/', '\\']).next().unwrap_or_default())
+}
+
+/// The plan as a file that finds its router artefact at `path`.
+fn plan_with_router_at(plan: &Plan, path: &str) -> String {
+    let mut draft = PlanDraft::from(plan.clone());
+    path.clone_into(&mut draft.routing.router);
+    // Where its router is found says nothing about whether a plan holds together.
+    Plan::try_from(draft).as_ref().unwrap_or(plan).to_json_pretty()
 }
 
 /// `text` as one word of a POSIX shell.

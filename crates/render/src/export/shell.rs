@@ -6,8 +6,8 @@ use std::fmt::Write;
 use boute_spec::plan::Role;
 
 use super::engine::{LEADER, RANK};
-use super::fleet::{Fleet, Host, Placed};
-use super::{ExportFile, GATEWAY_PORT, file_name, header_of, one_line, quote, readme, router_file};
+use super::fleet::{FIRST_PORT, Fleet, Host, Placed};
+use super::{ExportFile, GATEWAY_PORT, file_name, header_of, one_line, plan_files, quote, readme};
 
 /// First port at which an engine that hands KV caches over is asked for them; each rank has a port of its own.
 const FIRST_SIDE_CHANNEL: u32 = 20_000;
@@ -34,8 +34,7 @@ pub(super) fn files(fleet: &Fleet<'_>, router: Option<&[u8]>) -> Vec<ExportFile>
         files.push(ExportFile::script("proxies.sh", proxies_script(&header, &pairs)));
     }
     files.push(ExportFile::script("gateway.sh", gateway_script(fleet, &hosts, &header, &pairs)));
-    files.push(ExportFile::new("plan.json", fleet.plan.to_json_pretty()));
-    files.extend(router_file(fleet.plan, router));
+    files.extend(plan_files(fleet.plan, router));
     files.push(readme(fleet, "Running this plan", &instructions(&hosts, !pairs.is_empty())));
     files
 }
@@ -61,7 +60,7 @@ fn engines_script(fleet: &Fleet<'_>, hosts: &[Host<'_>], host: &Host<'_>, header
         let devices: Vec<String> = placed.devices.clone().map(|gpu| gpu.to_string()).collect();
         let mut environment = format!("CUDA_VISIBLE_DEVICES={} ", devices.join(","));
         if launch.role != Role::Both {
-            let port = FIRST_SIDE_CHANNEL + SIDE_CHANNELS * (placed.port - fleet_first_port(hosts));
+            let port = FIRST_SIDE_CHANNEL + SIDE_CHANNELS * (placed.port - FIRST_PORT);
             let _ = write!(
                 environment,
                 "VLLM_NIXL_SIDE_CHANNEL_HOST=\"{}\" VLLM_NIXL_SIDE_CHANNEL_PORT={port} ",
@@ -71,10 +70,6 @@ fn engines_script(fleet: &Fleet<'_>, hosts: &[Host<'_>], host: &Host<'_>, header
         let _ = writeln!(script, "{environment}{command} &\npids=\"$pids $!\"");
     }
     script + "wait\n"
-}
-
-fn fleet_first_port(hosts: &[Host<'_>]) -> u32 {
-    hosts.iter().flat_map(|host| &host.engines).map(|placed| placed.port).min().unwrap_or_default()
 }
 
 /// A replica of which some engines compute prompts and others answers.

@@ -8,7 +8,8 @@ use serde_json::json;
 use super::engine::{LEADER, RANK};
 use super::fleet::{Fleet, Launch, Node};
 use super::{
-    ENGINE_PORT, ExportError, ExportFile, GATEWAY_PORT, header_of, quote, readme, router_file, yaml,
+    ENGINE_PORT, ExportError, ExportFile, GATEWAY_PORT, header_of, header_of_launch, plan_files, quote,
+    readme, yaml,
 };
 
 pub(super) fn files(fleet: &Fleet<'_>, router: Option<&[u8]>) -> Result<Vec<ExportFile>, ExportError> {
@@ -18,8 +19,7 @@ pub(super) fn files(fleet: &Fleet<'_>, router: Option<&[u8]>) -> Result<Vec<Expo
         files.push(task(fleet, launch)?);
     }
     files.push(ExportFile::script("gateway.sh", gateway_script(fleet)));
-    files.push(ExportFile::new("plan.json", fleet.plan.to_json_pretty()));
-    files.extend(router_file(fleet.plan, router));
+    files.extend(plan_files(fleet.plan, router));
     files.push(readme(fleet, "Running this plan with SkyPilot", &instructions(fleet)));
     Ok(files)
 }
@@ -49,7 +49,7 @@ fn task(fleet: &Fleet<'_>, launch: &Launch<'_>) -> Result<ExportFile, ExportErro
             "replicas": launch.count,
         });
     }
-    let header = format!("{}# {}\n", header_of(fleet), launch.words());
+    let header = header_of_launch(fleet, launch);
     Ok(ExportFile::new(format!("{}.yaml", launch.name), yaml::documents(&header, &[task])))
 }
 
