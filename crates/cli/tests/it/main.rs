@@ -7,6 +7,7 @@ mod explain;
 mod optimize;
 mod router;
 mod serve;
+mod start;
 
 use std::fs;
 use std::path::{Path, PathBuf};
