@@ -1,4 +1,4 @@
-//! The project's own chores: `cargo xtask tidy`, `cargo xtask bench NAME`.
+//! The project's own chores: `cargo xtask tidy`, `cargo xtask reference`, `cargo xtask bench NAME`.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a developer's tool talks to the terminal")]
 
 use std::alloc::System;
@@ -13,6 +13,7 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 mod bench;
 mod calibrate;
+mod reference;
 mod tidy;
 
 fn main() -> ExitCode {
@@ -22,9 +23,10 @@ fn main() -> ExitCode {
         ["tidy"] => tidy(),
         ["bench", rest @ ..] => bench::run(rest),
         ["calibrate"] => done(calibrate::run(&root())),
+        ["reference"] => done(reference::run(&root())),
         _ => {
             eprintln!(
-                "usage: cargo xtask tidy | calibrate | bench [perf | sim | mobo | planner | router | autopilot] [small]"
+                "usage: cargo xtask tidy | calibrate | reference | bench [perf | sim | mobo | planner | router | autopilot] [small]"
             );
             ExitCode::from(2)
         }

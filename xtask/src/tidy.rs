@@ -57,7 +57,7 @@ pub(crate) fn violations(root: &Path) -> Vec<String> {
     found
 }
 
-fn read(path: &Path) -> String {
+pub(crate) fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 

@@ -46,6 +46,11 @@ impl Printer {
         }
     }
 
+    /// A question, on stderr; the answer follows on the same line.
+    pub(crate) fn ask(self, question: impl Display) {
+        anstream::eprint!("{question}");
+    }
+
     /// An error, on stderr, also when quiet.
     pub(crate) fn error(self, message: &str) {
         anstream::eprintln!("\x1b[1;31merror\x1b[0m: {message}");

@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
+use crate::client::innermost;
 use crate::engine_metrics::EngineMetrics;
 
 /// Words that common tokenizers know whole.
@@ -325,7 +326,7 @@ impl Target {
     async fn get(&self, path: &str) -> Result<String, String> {
         let uri = format!("{}{path}", self.url).parse().map_err(|_| "not an address".to_owned())?;
         let answered = async {
-            let response = self.client.get(uri).await.map_err(|error| cause_of(&error))?;
+            let response = self.client.get(uri).await.map_err(|error| innermost(&error))?;
             let status = response.status();
             let body = read(response.into_body()).await?;
             if status.is_success() { Ok(body) } else { Err(format!("status {}", status.as_u16())) }
@@ -359,7 +360,7 @@ impl Target {
             .header(hyper::header::CONTENT_TYPE, "application/json")
             .body(Full::new(Bytes::from(body)))
             .map_err(|error| Refusal::of(error.to_string()))?;
-        let response = self.client.request(request).await.map_err(|error| Refusal::of(cause_of(&error)))?;
+        let response = self.client.request(request).await.map_err(|error| Refusal::of(innermost(&error)))?;
         let status = response.status();
         if status.is_success() {
             return Ok(response.into_body());
@@ -582,15 +583,6 @@ async fn read(body: hyper::body::Incoming) -> Result<String, String> {
     let body = http_body_util::Limited::new(body, LARGEST).collect().await;
     let bytes = body.map_err(|error| format!("the answer broke off: {error}"))?.to_bytes();
     Ok(String::from_utf8_lossy(&bytes).into_owned())
-}
-
-/// The innermost cause: "connection refused" says more than "client error".
-fn cause_of(error: &hyper_util::client::legacy::Error) -> String {
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
 }
 
 #[cfg(test)]

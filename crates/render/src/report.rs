@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::StrategyRow;
 use crate::engines::{counted, of_engines};
-use crate::svg::{bars, escape, fleet, front, latency, quality_curve, series, standalone};
+use crate::svg::{OnCurve, bars, escape, fleet, front, latency, promised, quality_curve, series, standalone};
 use crate::terminal::time;
 
 /// What a report shows; what is empty or `None` is left out.
@@ -62,20 +62,21 @@ pub fn html(data: &ReportData<'_>) -> String {
             &mut body,
             "Cost and quality",
             &format!(
-                "<p>Each point is the cheapest fleet for one division of the queries. Select one to see it.</p>{}<p id=\"point\" role=\"status\" class=\"note\"></p>",
-                front(&plan.front, floor)
+                "<p>Each point is the cheapest fleet for one division of the queries. Hover, click, or use the arrow keys to see its plan.</p>{}{}",
+                front(&plan.front, floor),
+                inspected(plan)
             ),
         );
     }
     section(&mut body, "The fleet", &format!("{}{}", fleet(plan), groups_table(plan)));
+    section(&mut body, "What it costs", &cost(plan));
     section(&mut body, "Who answers", &routing(data));
     section(&mut body, "Latency", &latencies(data));
     if !data.comparison.is_empty() {
         section(&mut body, "Strategies compared", &comparison(data.comparison));
     }
     if !plan.binding.is_empty() {
-        let texts = plan.binding.iter().map(|binding| escape(&binding.text));
-        section(&mut body, "What binds", &format!("<ul>{}</ul>", wrapped("li", texts)));
+        section(&mut body, "What binds", &binding(plan));
     }
     section(&mut body, "Where this comes from", &provenance(plan));
     let numbers = json!({
@@ -125,9 +126,17 @@ fn wrapped(tag: &str, texts: impl Iterator<Item = String>) -> String {
 }
 
 pub(crate) fn html_table(caption: &str, header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
-    let head = wrapped("th", header.iter().map(ToString::to_string));
+    let mut head = String::new();
+    for name in header {
+        // An empty header is no header: what stands below it are names.
+        let _ = match *name {
+            "" => write!(head, "<td></td>"),
+            name => write!(head, "<th scope=\"col\">{name}</th>"),
+        };
+    }
+    // It may be wider than a telephone: then it scrolls, by the keyboard too.
     let mut out = format!(
-        "<div class=\"scroll\"><table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>"
+        "<div class=\"scroll\" role=\"region\" aria-label=\"{caption}\" tabindex=\"0\"><table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>"
     );
     for row in rows {
         let _ = write!(out, "<tr>{}</tr>", wrapped("td", row.iter().map(|cell| escape(cell))));
@@ -149,6 +158,62 @@ fn groups_table(plan: &Plan) -> String {
         ]
     });
     html_table("Replica groups", &["model", "GPU", "TP × PP", "replicas", "GPUs", "$/h", "req/s each"], rows)
+}
+
+/// The place where the script shows the plan of a point; without a script, this plan's.
+fn inspected(plan: &Plan) -> String {
+    let chosen = plan.front.iter().find(|point| point.chosen);
+    let text = chosen.map(|point| escape(&point.fleet)).unwrap_or_default();
+    format!("<div id=\"point\" role=\"status\" class=\"note\">{text}</div>")
+}
+
+/// The rent by group, and what a token and a request come to.
+fn cost(plan: &Plan) -> String {
+    let predicted = &plan.predicted;
+    let total = predicted.cost_usd_per_hour.get();
+    let models: Vec<&str> = plan.routing.models.iter().map(|share| share.model.as_str()).collect();
+    let mut bar = String::new();
+    for group in &plan.deployment.groups {
+        let colour = series(models.iter().position(|model| *model == group.model).unwrap_or_default());
+        let percent = group.usd_per_hour.get() / total * 100.0;
+        let _ = write!(bar, "<div style=\"width:{percent:.2}%;background:{colour}\"></div>");
+    }
+    let rows = plan.deployment.groups.iter().map(|group| {
+        let usd = group.usd_per_hour.get();
+        let requests_per_hour = f64::from(group.replicas) * group.planned_rate_per_replica.get() * 3600.0;
+        vec![
+            group.model.clone(),
+            of_engines(group, |it| it.gpu.to_owned()),
+            format!("{usd:.2}"),
+            format!("{:.1}%", usd / total * 100.0),
+            format!("{:.2}", usd / f64::from(group.gpus().max(1))),
+            format!("{:.3}", usd / requests_per_hour * 1e3),
+        ]
+    });
+    let header = ["model", "GPU", "$/h", "share", "$/h per GPU", "$ per 1,000 requests"];
+    format!(
+        "<p>{} in all: ${:.3} per million tokens, ${:.3} per 1,000 requests at {}. It would carry {}: {:.0}% of that is asked.</p><div class=\"split\" aria-hidden=\"true\">{bar}</div>{}",
+        predicted.cost_usd_per_hour,
+        predicted.usd_per_million_tokens,
+        predicted.usd_per_thousand_requests(),
+        predicted.rate,
+        predicted.max_rate,
+        predicted.rate.get() / predicted.max_rate.get() * 100.0,
+        html_table("Rent by replica group", &header, rows)
+    )
+}
+
+fn binding(plan: &Plan) -> String {
+    let rows = plan.binding.iter().map(|it| {
+        // The text says all of it; the last part is the worth.
+        let worth = it.text.rsplit(" → ").next().unwrap_or_default();
+        vec![it.constraint.clone(), it.unit.clone(), worth.to_owned()]
+    });
+    html_table(
+        "Limits that bind, and what one more unit of each is worth",
+        &["limit", "one unit more", "worth"],
+        rows,
+    )
 }
 
 fn routing(data: &ReportData<'_>) -> String {
@@ -195,9 +260,12 @@ fn routing(data: &ReportData<'_>) -> String {
     );
     if data.quality_curve.len() > 1 {
         let stronger = plan.routing.models.iter().max_by(|a, b| a.quality.get().total_cmp(&b.quality.get()));
-        let chosen =
-            stronger.filter(|_| plan.routing.models.len() == 2).map(|share| share.load_fraction.get());
-        out.push_str(&quality_curve(data.quality_curve, chosen));
+        let chosen = stronger.filter(|_| plan.routing.models.len() == 2).map(|share| OnCurve {
+            share: share.load_fraction.get(),
+            quality,
+            certified: plan.predicted.quality_certified,
+        });
+        out.push_str(&quality_curve(data.quality_curve, chosen.as_ref()));
     }
     out
 }
@@ -218,7 +286,8 @@ fn latencies(data: &ReportData<'_>) -> String {
             ]
         });
     let header = ["", "p50", "p95", "p99", "p95, 80% interval", "source"];
-    let mut out = html_table("Predicted on the planning traffic", &header, rows.into_iter());
+    let mut out = promised(predicted, &data.plan.targets.slo);
+    out.push_str(&html_table("Predicted on the planning traffic", &header, rows.into_iter()));
     let columns: Vec<(&str, &Outcome)> = [("promised", data.simulated), ("measured", data.measured)]
         .into_iter()
         .filter_map(|(name, outcome)| Some((name, outcome?)))
@@ -280,26 +349,9 @@ fn provenance(plan: &Plan) -> String {
     )
 }
 
-const STYLE: &str = "
-:root{color-scheme:light dark;--page:#fbfbfa;--card:#fff;--ink:#1c1f23;--quiet:#5b636d;--line:#e4e6e9;--muted:#c3c9d1;--series-1:#2563c9;--series-2:#c2571a;--series-3:#2a8a5b;--series-4:#8450b8}
-@media (prefers-color-scheme:dark){:root{--page:#14161a;--card:#1c1f24;--ink:#e8eaed;--quiet:#9aa3ae;--line:#30353c;--muted:#4a525d;--series-1:#6ea3ff;--series-2:#f0995f;--series-3:#5fc796;--series-4:#bd93ee}}
-*{box-sizing:border-box}body{margin:0;background:var(--page);color:var(--ink);font:16px/1.5 system-ui,-apple-system,'Segoe UI',sans-serif}
-main{max-width:760px;margin:0 auto;padding:32px 20px 64px}h1{font-size:30px;line-height:1.2;margin:0 0 6px;letter-spacing:-.01em}h2{font-size:19px;margin:0 0 12px}h3{font-size:15px;font-weight:600;color:var(--quiet);margin:20px 0 8px}
-.lead{color:var(--quiet);margin:0 0 20px}.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(130px,1fr));gap:14px;margin:0 0 28px}.tiles div{border-top:2px solid var(--line);padding-top:8px}dt{color:var(--quiet);font-size:13px}dd{margin:0;font-weight:600}
-section{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:20px;margin:0 0 18px}svg{display:block;width:100%;height:auto;overflow:visible}
-svg text{font:13px system-ui,-apple-system,'Segoe UI',sans-serif;fill:var(--quiet)}svg .direct{fill:var(--ink);font-weight:600}.grid{stroke:var(--line)}.axis{stroke:var(--muted)}.floor{stroke:var(--series-2);stroke-dasharray:5 4}.random{stroke:var(--muted);stroke-dasharray:3 4}
-.front{fill:none;stroke:var(--series-1);stroke-width:2;opacity:.55}.point{fill:var(--card);stroke:var(--series-1);stroke-width:2;cursor:pointer}.point:hover,.point:focus{fill:var(--series-1);outline:none;stroke:var(--ink)}.chosen{fill:var(--series-1)}
-.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:14px;font-variant-numeric:tabular-nums;margin-top:12px}caption{text-align:left;color:var(--quiet);font-size:13px;padding-bottom:4px}th,td{text-align:left;padding:6px 12px 6px 0;border-bottom:1px solid var(--line);vertical-align:top}th{font-weight:600;color:var(--quiet)}th,td{white-space:nowrap}td:last-child{white-space:normal}
-.split{display:flex;gap:2px;height:18px;border-radius:5px;overflow:hidden}.legend{list-style:none;padding:0;margin:10px 0;display:flex;flex-wrap:wrap;gap:4px 20px}.legend i{display:inline-block;width:11px;height:11px;border-radius:3px;margin-right:7px}.note{min-height:1.5em;color:var(--quiet);margin:8px 0 0}ul{padding-left:20px}
-@media (max-width:560px){svg:is([aria-label^=Cost],[aria-label^=Quality],[aria-label^='The fleet']) text{font-size:20px}}
-";
+const STYLE: &str = include_str!("page.css");
 
-const SCRIPT: &str = "
-const data=JSON.parse(document.getElementById('boute-data').textContent),note=document.getElementById('point');
-function show(element){const p=data.plan.front[element.dataset.point];note.textContent='$'+p.cost_usd_per_hour.toFixed(2)+'/h, quality '+p.quality.toFixed(3)+', E2E p95 '+(p.e2e_p95_ms/1000).toFixed(1)+' s, up to '+p.max_rate.toFixed(1)+' req/s: '+p.fleet}
-document.querySelectorAll('[data-point]').forEach(e=>{e.addEventListener('mouseenter',()=>show(e));e.addEventListener('focus',()=>show(e));e.addEventListener('click',()=>show(e));e.addEventListener('keydown',k=>{if(k.key==='Enter'||k.key===' '){k.preventDefault();show(e)}})});
-const chosen=document.querySelector('.point.chosen[data-point]');if(chosen)show(chosen);
-";
+const SCRIPT: &str = include_str!("report.js");
 
 #[cfg(test)]
 mod tests {

@@ -3,8 +3,8 @@
 use std::fmt::Write;
 
 use boute_spec::outcome::{Outcome, quantile};
-use boute_spec::plan::{FrontPoint, Instances, PlanDraft, Role};
-use boute_spec::slo::{Metric, Percentile};
+use boute_spec::plan::{FrontPoint, Instances, Interval, PlanDraft, Predicted, PredictedMs, Role};
+use boute_spec::slo::{Metric, Percentile, SloTarget};
 
 use crate::engines::{counted, of_engines, parallelism};
 use crate::terminal::time;
@@ -130,10 +130,13 @@ pub(crate) fn front(points: &[FrontPoint], floor: Option<f64>) -> String {
             "${:.2} per hour, quality {:.3}: {}",
             point.cost_usd_per_hour, point.quality, point.fleet
         );
+        // One stop of the tabulator for all points: the arrow keys go from point to point.
+        let stop = if point.chosen { 0 } else { -1 };
         let _ = write!(
             out,
-            "<circle class=\"{class}\" cx=\"{cx:.1}\" cy=\"{cy:.1}\" r=\"{radius}\" tabindex=\"0\" role=\"button\" data-point=\"{index}\" aria-label=\"{0}\"><title>{0}</title></circle>",
-            escape(&title)
+            "<circle class=\"{class}\" cx=\"{cx:.1}\" cy=\"{cy:.1}\" r=\"{radius}\" tabindex=\"{stop}\" role=\"button\" aria-pressed=\"{1}\" data-point=\"{index}\" aria-label=\"{0}\"><title>{0}</title></circle>",
+            escape(&title),
+            point.chosen
         );
         if point.chosen {
             let _ = write!(
@@ -191,6 +194,60 @@ pub(crate) fn fleet(plan: &PlanDraft) -> String {
     format!(
         "<svg viewBox=\"0 0 640 {y:.0}\" role=\"img\" aria-label=\"The fleet: one box per GPU\">{out}</svg>"
     )
+}
+
+/// Predicted percentiles with their intervals, and the limits they must keep, on a logarithmic axis.
+pub(crate) fn promised(predicted: &Predicted, slo: &[SloTarget]) -> String {
+    let rows: Vec<(Metric, Percentile, PredictedMs)> =
+        [(Metric::Ttft, &predicted.ttft), (Metric::Tpot, &predicted.tpot), (Metric::E2e, &predicted.e2e)]
+            .into_iter()
+            .flat_map(|(metric, at)| {
+                [(Percentile::P50, at.p50), (Percentile::P95, at.p95), (Percentile::P99, at.p99)]
+                    .map(|(percentile, time)| (metric, percentile, time))
+            })
+            .collect();
+    let limits = |metric: Metric, percentile: Percentile| {
+        slo.iter()
+            .filter(move |it| (it.metric, it.percentile) == (metric, percentile) && it.model.is_none())
+            .map(|it| it.limit_s.get() * 1e3)
+    };
+    let (width, row_height, left) = (640.0, 28.0, 84.0);
+    let height = rows.len() as f64 * row_height + 30.0;
+    let values = rows.iter().flat_map(|(metric, percentile, at)| {
+        [at.low_ms, at.high_ms].into_iter().chain(limits(*metric, *percentile)).map(|ms| ms.max(1.0).log10())
+    });
+    let x = Scale::over(values, left + 8.0, width - 70.0);
+    let mut out = format!(
+        "<svg viewBox=\"0 0 {width} {height}\" role=\"img\" aria-label=\"Latency predicted, with intervals and limits\"><text class=\"label\" x=\"{left}\" y=\"13\">bar: 80% interval; dashes: the limit; axis logarithmic</text>"
+    );
+    for (index, (metric, percentile, at)) in rows.iter().enumerate() {
+        let y = 30.0 + index as f64 * row_height + row_height / 2.0;
+        let [low, value, high] = [at.low_ms, at.value_ms, at.high_ms].map(|ms| x.at(ms.max(1.0).log10()));
+        let _ = write!(
+            out,
+            "<text class=\"tick\" x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{} {}</text><line class=\"grid\" x1=\"{left}\" x2=\"{}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/><line class=\"interval\" x1=\"{low:.1}\" x2=\"{high:.1}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/><circle class=\"chosen\" cx=\"{value:.1}\" cy=\"{y:.1}\" r=\"6\"/><text class=\"tick\" x=\"{}\" y=\"{:.1}\">{}</text>",
+            left - 8.0,
+            y + 4.0,
+            metric.name().to_uppercase(),
+            percentile.name(),
+            width - 66.0,
+            width - 60.0,
+            y + 4.0,
+            time(at.value_ms)
+        );
+        for limit in limits(*metric, *percentile) {
+            let limit_at = x.at(limit.max(1.0).log10());
+            let _ = write!(
+                out,
+                "<line class=\"floor\" x1=\"{limit_at:.1}\" x2=\"{limit_at:.1}\" y1=\"{:.1}\" y2=\"{:.1}\"><title>limit {}</title></line>",
+                y - 12.0,
+                y + 12.0,
+                time(limit)
+            );
+        }
+    }
+    out.push_str("</svg>");
+    out
 }
 
 /// Percentiles promised, simulated and measured, as dots on one line each.
@@ -279,11 +336,22 @@ pub(crate) fn bars(rows: &[(String, f64, String)], marked: usize, label: &str) -
     out
 }
 
-/// Quality over the share of queries that the stronger model answers, with the plan marked.
-pub(crate) fn quality_curve(curve: &[(f64, f64)], chosen: Option<f64>) -> String {
+/// Where a plan is on the curve of its router.
+pub(crate) struct OnCurve {
+    /// Share of the stronger model.
+    pub(crate) share: f64,
+    /// Expected mean score, with its interval.
+    pub(crate) quality: Interval,
+    /// What is promised on unseen queries.
+    pub(crate) certified: f64,
+}
+
+/// Quality over the share of queries that the stronger model answers; the plan with its interval and what is certified.
+pub(crate) fn quality_curve(curve: &[(f64, f64)], chosen: Option<&OnCurve>) -> String {
     let (width, height, left, bottom, top, right) = (640.0, 280.0, 56.0, 44.0, 18.0, 20.0);
     let x = Scale { low: 0.0, high: 1.0, from: left, to: width - right };
-    let y = Scale::over(curve.iter().map(|(_, quality)| *quality), height - bottom, top);
+    let interval = chosen.into_iter().flat_map(|at| [at.quality.low, at.quality.high, at.certified]);
+    let y = Scale::over(curve.iter().map(|(_, quality)| *quality).chain(interval), height - bottom, top);
     let mut out = format!(
         "<svg viewBox=\"0 0 {width} {height}\" role=\"img\" aria-label=\"Quality over the share of the stronger model\">"
     );
@@ -332,18 +400,24 @@ pub(crate) fn quality_curve(curve: &[(f64, f64)], chosen: Option<f64>) -> String
     let path: Vec<String> =
         curve.iter().map(|(share, quality)| format!("{:.1},{:.1}", x.at(*share), y.at(*quality))).collect();
     let _ = write!(out, "<polyline class=\"front\" points=\"{}\"/>", path.join(" "));
-    if let Some(share) = chosen {
-        let quality = curve
-            .iter()
-            .min_by(|a, b| (a.0 - share).abs().total_cmp(&(b.0 - share).abs()))
-            .map_or(0.0, |at| at.1);
+    if let Some(at) = chosen {
+        let (cx, low, high) = (x.at(at.share), y.at(at.quality.low), y.at(at.quality.high));
+        let (cy, certified) = (y.at(at.quality.value), y.at(at.certified));
+        // The label goes where there is room.
+        let (gap, anchor) = if at.share > 0.5 { (-12.0, "end") } else { (12.0, "start") };
         let _ = write!(
             out,
-            "<circle class=\"point chosen\" cx=\"{:.1}\" cy=\"{:.1}\" r=\"7\"/><text class=\"direct\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">this plan</text>",
-            x.at(share),
-            y.at(quality),
-            x.at(share) - 12.0,
-            y.at(quality) - 6.0
+            "<line class=\"interval\" x1=\"{cx:.1}\" x2=\"{cx:.1}\" y1=\"{low:.1}\" y2=\"{high:.1}\"/><line class=\"floor\" x1=\"{:.1}\" x2=\"{:.1}\" y1=\"{certified:.1}\" y2=\"{certified:.1}\"/><circle class=\"chosen\" cx=\"{cx:.1}\" cy=\"{cy:.1}\" r=\"7\"/>",
+            cx - 9.0,
+            cx + 9.0
+        );
+        let _ = write!(
+            out,
+            "<text class=\"direct\" x=\"{0:.1}\" y=\"{1:.1}\" text-anchor=\"{anchor}\">this plan</text><text class=\"label\" x=\"{0:.1}\" y=\"{2:.1}\" text-anchor=\"{anchor}\">certified ≥ {3:.3}</text>",
+            cx + gap,
+            cy - 6.0,
+            certified.max(cy + 14.0) + 4.0,
+            at.certified
         );
     }
     out.push_str("</svg>");

@@ -34,17 +34,13 @@ pub(crate) fn time(ms: f64) -> String {
     if ms < 1000.0 { format!("{ms:.0} ms") } else { format!("{:.2} s", ms / 1000.0) }
 }
 
-/// A plan: what was asked, the fleet, what is promised, what binds, what to type next.
+/// A plan: what was asked, the fleet, what is promised, the plans beside it, what binds.
 pub fn plan_summary(plan: &PlanDraft, width: usize, colour: bool) -> String {
     let mut out = String::new();
     let predicted = &plan.predicted;
     let targets = &plan.targets;
-    let mut asked: Vec<String> = targets.slo.iter().map(ToString::to_string).collect();
-    asked.extend(targets.floor.map(|floor| {
-        format!("quality ≥ {:.4} with {:.0}% confidence", floor.get(), targets.confidence.get() * 100.0)
-    }));
-    asked.extend(targets.budget_usd_per_hour.map(|budget| format!("≤ {budget}")));
-    let _ = writeln!(out, "{} at {}, {}", targets.objective.name(), predicted.rate, asked.join(", "));
+    let _ = writeln!(out, "{}", heading("Asked", colour));
+    out.push_str(&asked(plan));
 
     let _ = writeln!(out, "\n{}", heading("Fleet", colour));
     let rows = plan.deployment.groups.iter().map(|group| {
@@ -94,8 +90,16 @@ pub fn plan_summary(plan: &PlanDraft, width: usize, colour: bool) -> String {
     }
     let _ = writeln!(
         out,
-        "cost       {}, ${:.3} per million tokens; carries up to {}",
-        predicted.cost_usd_per_hour, predicted.usd_per_million_tokens, predicted.max_rate
+        "cost       {}, ${:.3} per million tokens, ${:.3} per 1,000 requests",
+        predicted.cost_usd_per_hour,
+        predicted.usd_per_million_tokens,
+        predicted.usd_per_thousand_requests()
+    );
+    let _ = writeln!(
+        out,
+        "load       {:.0}% of the {} it would carry",
+        predicted.rate.get() / predicted.max_rate.get() * 100.0,
+        predicted.max_rate
     );
     if let Some(bound) = &plan.bound {
         let _ = writeln!(
@@ -119,6 +123,7 @@ pub fn plan_summary(plan: &PlanDraft, width: usize, colour: bool) -> String {
     if plan.front.len() > 1 {
         let _ = writeln!(out, "\n{}", heading("Cost and quality", colour));
         out.push_str(&chart(&plan.front, width));
+        out.push_str(&neighbours(&plan.front));
     }
     if plan.bound.is_some() {
         let _ = writeln!(out, "\n{}", heading("What binds", colour));
@@ -129,13 +134,52 @@ pub fn plan_summary(plan: &PlanDraft, width: usize, colour: bool) -> String {
             let _ = writeln!(out, "  {}", binding.text);
         }
     }
-    let emulated = !plan.deployment.groups.iter().any(|group| group.disaggregated.is_some());
-    let serve = if emulated { "boute serve plan.json --emulate; " } else { "" };
-    let _ = writeln!(
-        out,
-        "\nNext: boute plan SPEC -o plan.json --report report.html; {serve}boute export shell plan.json -o run/"
-    );
     out
+}
+
+/// The task as the planner understood it.
+fn asked(plan: &PlanDraft) -> String {
+    let (targets, rate) = (&plan.targets, plan.predicted.rate);
+    let file = |input: &str| plan.inputs.iter().find(|it| it.input == input).map(|it| it.file.as_str());
+    let like = |input: &str| file(input).map(|name| format!(", as in {name}")).unwrap_or_default();
+    let models: Vec<&str> = plan.routing.models.iter().map(|share| share.model.as_str()).collect();
+    let promises: Vec<String> = targets.slo.iter().map(ToString::to_string).collect();
+    let mut rows = vec![
+        ("objective", targets.objective.name().to_owned()),
+        ("models", models.join(", ")),
+        ("traffic", format!("{rate}{}", like("trace"))),
+        ("latency", promises.join(", ")),
+    ];
+    rows.extend(targets.floor.map(|floor| {
+        let confidence = targets.confidence.get() * 100.0;
+        ("quality", format!("≥ {:.4} with {confidence:.0}% confidence{}", floor.get(), like("quality")))
+    }));
+    rows.extend(targets.budget_usd_per_hour.map(|budget| ("budget", format!("≤ {budget}"))));
+    rows.push(("search", format!("{}, seed {}", plan.strategy, plan.seed)));
+    rows.into_iter().fold(String::new(), |mut out, (name, text)| {
+        let _ = writeln!(out, "{name:<10} {text}");
+        out
+    })
+}
+
+/// The next cheaper and the next dearer plan of the front.
+fn neighbours(front: &[FrontPoint]) -> String {
+    let Some(at) = front.iter().position(|point| point.chosen) else { return String::new() };
+    let chosen = &front[at];
+    let beside = [at.checked_sub(1), Some(at + 1)].into_iter().flatten().filter_map(|index| front.get(index));
+    beside.fold(String::new(), |mut out, point| {
+        let cost = point.cost_usd_per_hour - chosen.cost_usd_per_hour;
+        let sign = if cost < 0.0 { '−' } else { '+' };
+        let better = format!("{:+.3}", point.quality - chosen.quality).replace('-', "−");
+        let _ = writeln!(
+            out,
+            "  {sign}${:.2}/h: quality {:.3} ({better}), {}",
+            cost.abs(),
+            point.quality,
+            point.fleet
+        );
+        out
+    })
 }
 
 /// Where a time goes: a line and a bar for every part.
@@ -287,20 +331,32 @@ mod tests {
     #[test]
     fn a_disaggregated_replica_is_drawn_from_prompt_to_answer() {
         let text = plan_summary(&disaggregated_plan(), 80, false);
-        let fleet: Vec<&str> = text.lines().skip(3).take(3).map(str::trim_end).collect();
+        let fleet: Vec<&str> = text
+            .lines()
+            .skip_while(|line| !line.contains("Fleet"))
+            .skip(1)
+            .take(3)
+            .map(str::trim_end)
+            .collect();
         insta::assert_snapshot!(fleet.join("\n"), @r"
         model          GPU              parallelism            replicas  GPUs    $/h  req/s each
         llama-3.1-8b   L40S             TP1                           6     6   6.00        2.00
         llama-3.1-70b  L40S → H100-SXM  2× TP4 → 1× TP4 × PP2         1    16  32.00        8.00
         ");
-        assert!(!text.contains("--emulate"), "it would be refused");
     }
 
     #[test]
     fn a_plan_reads_well() {
         let text = plan_summary(&plan(), 80, false);
         insta::assert_snapshot!(text, @r"
-        min_cost at 20.00 req/s, e2e_p95 ≤ 20.00s, quality ≥ 0.5200 with 95% confidence, ≤ $60.00/h
+        Asked
+        objective  min_cost
+        models     llama-3.1-8b, llama-3.1-70b
+        traffic    20.00 req/s
+        latency    e2e_p95 ≤ 20.00s
+        quality    ≥ 0.5200 with 95% confidence
+        budget     ≤ $60.00/h
+        search     exact, seed 0
 
         Fleet
          model          GPU       parallelism  replicas  GPUs    $/h  req/s each
@@ -318,7 +374,8 @@ mod tests {
          TPOT   21 ms    34 ms    45 ms      29 ms – 39 ms  fitted
          E2E   4.60 s  16.50 s  21.30 s  14.03 s – 18.98 s  fitted
         quality    0.5460 [0.5180, 0.5740]; at least 0.5221 with 95% confidence
-        cost       $38.00/h, $0.386 per million tokens; carries up to 22.50 req/s
+        cost       $38.00/h, $0.386 per million tokens, $0.528 per 1,000 requests
+        load       89% of the 22.50 req/s it would carry
         optimal    within 0.53% of the best possible over the same table
         verified   every promise held on 9683 other requests and 1867 held-out queries (quality 0.5502), after 1 repairs
 
@@ -337,12 +394,12 @@ mod tests {
          0.430 │○
                └────────────────────────────────────────────────────────────────────
                 $7.00/h                                                     $64.00/h   ● this plan
+          −$7.90/h: quality 0.520 (−0.026), 5× llama-3.1-8b on L40S + 3× llama-3.1-70b on 4×H100-SXM
+          +$6.00/h: quality 0.566 (+0.020), 4× llama-3.1-8b on L40S + 5× llama-3.1-70b on 4×H100-SXM
 
         What binds
           floor: -0.01 → −$2.10/h
           stock L40S: +1 L40S → −$0.40/h
-
-        Next: boute plan SPEC -o plan.json --report report.html; boute serve plan.json --emulate; boute export shell plan.json -o run/
         ");
         assert!(!text.contains('\x1b'));
         assert!(plan_summary(&plan(), 80, true).contains("\x1b[1mFleet"));

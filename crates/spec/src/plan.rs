@@ -375,6 +375,13 @@ pub struct Predicted {
     pub quality_certified: f64,
 }
 
+impl Predicted {
+    /// Rent per thousand requests at the planned rate.
+    pub fn usd_per_thousand_requests(&self) -> f64 {
+        self.cost_usd_per_hour.get() / (self.rate.get() * 3.6)
+    }
+}
+
 /// How far from the optimum the plan can be.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -25,9 +25,14 @@ use crate::printer::Printer;
 use crate::progress::Progress;
 use crate::replay::Replay;
 
-const SPEC: &[u8] = include_bytes!("../../../../examples/llama-8b-70b.yaml");
-const TRACE: &[u8] = include_bytes!("../../../../examples/data/azure2023_conv.csv.gz");
-const QUALITY: &[u8] = include_bytes!("../../../../examples/data/mmlu_pro_llama.jsonl.gz");
+const SPEC: &str = "llama-8b-70b.yaml";
+/// The spec and what it names; written beside the plan, so that it can be explained, changed and planned again.
+const FILES: [(&str, &[u8]); 4] = [
+    (SPEC, include_bytes!("../../../../examples/llama-8b-70b.yaml")),
+    ("data/azure2023_conv.csv.gz", include_bytes!("../../../../examples/data/azure2023_conv.csv.gz")),
+    ("data/mmlu_pro_llama.jsonl.gz", include_bytes!("../../../../examples/data/mmlu_pro_llama.jsonl.gz")),
+    ("data/README.md", include_bytes!("../../../../examples/data/README.md")),
+];
 
 /// Virtual minutes replayed, and how much faster than real time: about forty seconds.
 const REPLAY_SECONDS: f64 = 300.0;
@@ -49,10 +54,14 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
-    printer.say(
-        "boute demo: Llama-3.1 8B and 70B, quality from MMLU-Pro, an hour of Azure chat traffic, GPUs at list prices.\n\
-         1. plan  2. start the fleet, emulated  3. replay five minutes of traffic over HTTP  4. compare",
-    );
+    printer.say(format_args!(
+        "boute demo: which GPUs should answer an hour of Azure chat traffic with Llama-3.1 8B and 70B, and which query goes\n\
+         to which of them? Quality is that of MMLU-Pro, GPUs have list prices. It takes a minute or two, needs no GPU, asks\n\
+         nobody on the network and writes to {}/.\n  \
+         1. plan, by four strategies\n  2. start the best fleet, every replica emulated, and the gateway before it\n  \
+         3. replay five minutes of traffic over HTTP, at {TIME_SCALE}× speed\n  4. compare what was promised with what was measured\n",
+        args.output.display()
+    ));
     let loaded = load_bundled(args.seed)?;
     for note in &loaded.notes {
         printer.say(note);
@@ -80,10 +89,12 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
         promised_against_measured(&promised, &measured)
     ));
     write(args, &loaded, &plan, &promised, &measured, &rows)?;
-    printer.say(format_args!("\nopen {}", args.output.join("report.html").display()));
+    printer.text(in_short(&plan, &rows, &promised, &measured));
     let folder = args.output.display();
     printer.say(format_args!(
-        "try  boute serve {folder}/plan.json --emulate   and   curl http://127.0.0.1:8080/v1/models"
+        "\nOpen  {folder}/report.html\nNext: boute explain {folder}/plan.json\n      \
+         boute serve {folder}/plan.json --emulate   and   curl http://127.0.0.1:8080/v1/models\n      \
+         boute init my-fleet   to plan your own"
     ));
     printer.data(&serde_json::json!({
         "plan": plan, "predicted": promised, "measured": measured, "comparison": rows,
@@ -93,14 +104,38 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
     Ok(if kept { Ending::Done } else { Ending::Unmet })
 }
 
+/// What all of it came to, in two sentences.
+fn in_short(plan: &Plan, rows: &[StrategyRow], promised: &Outcome, measured: &Outcome) -> String {
+    let ours = plan.predicted.cost_usd_per_hour;
+    let others = rows.iter().skip(1).filter_map(|row| Some((row, row.cost_usd_per_hour?)));
+    let others: Vec<String> = others
+        .map(|(row, cost)| {
+            let broken = if row.met { "" } else { ", its promises broken" };
+            format!(
+                "{:.0}% less than {} (${cost:.2}/h{broken})",
+                (1.0 - ours.get() / cost) * 100.0,
+                row.strategy
+            )
+        })
+        .collect();
+    let seconds = |outcome: &Outcome| outcome.p95_e2el_ms / 1e3;
+    format!(
+        "\nIn short: {ours} for {} at the quality and latency asked for: {}. P95 of whole answers: {:.1} s promised, {:.1} s measured.\n",
+        plan.predicted.rate,
+        others.join(", "),
+        seconds(promised),
+        seconds(measured)
+    )
+}
+
 fn load_bundled(seed: u64) -> Result<Loaded, Failure> {
     let choices = Choices { cloud: None, seed, router_file: "plan.router.json".into(), scoring: false };
-    let spec = Input::from_bytes("llama-8b-70b.yaml".into(), SPEC)?;
-    load_with(&spec, &choices, &|name| match name {
-        "data/azure2023_conv.csv.gz" => Input::from_bytes(name.into(), TRACE),
-        "data/mmlu_pro_llama.jsonl.gz" => Input::from_bytes(name.into(), QUALITY),
-        other => Err(Failure::unexpected(format_args!("`{other}` is not bundled"))),
-    })
+    let bundled = |name: &str| {
+        let file = FILES.iter().find(|(bundled, _)| *bundled == name);
+        let (_, bytes) = file.ok_or_else(|| Failure::unexpected(format_args!("`{name}` is not bundled")))?;
+        Input::from_bytes(name.into(), bytes)
+    };
+    load_with(&bundled(SPEC)?, &choices, &bundled)
 }
 
 fn row(result: &StrategyResult) -> StrategyRow {
@@ -169,8 +204,11 @@ fn write(
     measured: &Outcome,
     rows: &[StrategyRow],
 ) -> Result<(), Failure> {
-    fs::create_dir_all(&args.output).map_err(|error| Failure::unwritable(&args.output, &error))?;
     let at = |name: &str| args.output.join(name);
+    fs::create_dir_all(at("data")).map_err(|error| Failure::unwritable(&args.output, &error))?;
+    for (name, bytes) in FILES {
+        write_whole(&at(name), bytes)?;
+    }
     write_plan(plan, loaded, &at("plan.json"), &at("plan.router.json"))?;
     write_whole(&at("promised.json"), promised.to_json_pretty().as_bytes())?;
     write_whole(&at("measured.json"), measured.to_json_pretty().as_bytes())?;

@@ -11,6 +11,7 @@ use tokio::net::TcpListener;
 
 use crate::commands::bench::check_time_scale;
 use crate::commands::profile::read_speed;
+use crate::complete;
 use crate::failure::{Ending, Failure};
 use crate::printer::Printer;
 
@@ -19,10 +20,10 @@ use crate::printer::Printer;
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Catalogue name of the model.
-    #[arg(long)]
+    #[arg(long, add = complete::models())]
     model: String,
     /// Catalogue name of the GPU type.
-    #[arg(long)]
+    #[arg(long, add = complete::gpus())]
     gpu: String,
     /// Tensor parallelism.
     #[arg(long, default_value_t = 1)]

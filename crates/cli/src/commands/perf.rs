@@ -14,6 +14,7 @@ use boute_spec::catalog::{Catalog, Precision, Source};
 use boute_spec::units::BytesPerSecond;
 use serde::Serialize;
 
+use crate::complete;
 use crate::failure::{Ending, Failure};
 use crate::files::{Input, write_whole};
 use crate::load;
@@ -50,10 +51,10 @@ pub(crate) struct EstimateArgs {
 #[derive(Debug, clap::Args)]
 pub(crate) struct ExplainArgs {
     /// Catalogue name of the model.
-    #[arg(long)]
+    #[arg(long, add = complete::models())]
     model: String,
     /// Catalogue name of the GPU type.
-    #[arg(long)]
+    #[arg(long, add = complete::gpus())]
     gpu: String,
     /// Precision of the weights: bf16, fp8, int4 or nvfp4; the model's own if left out.
     #[arg(long, value_parser = load::precision)]

@@ -59,18 +59,35 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
     };
     if args.output.is_some() {
         write_plan(&plan, &loaded, &output, &router_file)?;
-        printer.say(format_args!("wrote {}", output.display()));
     }
     if let Some(report) = &args.report {
         let quality_curve = &held_out_curve(&loaded);
         let data =
             ReportData { plan: &plan, simulated: None, measured: None, comparison: &[], quality_curve };
         write_whole(report, html(&data).as_bytes())?;
-        printer.say(format_args!("wrote {}", report.display()));
     }
     printer.data(&plan)?;
     printer.text(plan_summary(&plan, printer.width(), printer.colour()));
+    printer.say(format_args!("\n{}", next(args, &plan)));
     Ok(if plan.verification.passed { Ending::Done } else { Ending::Unmet })
+}
+
+/// What was written, and what to type next.
+fn next(args: &Args, plan: &Plan) -> String {
+    let spec = args.spec.display();
+    let Some(output) = args.output.as_deref().map(Path::display) else {
+        return format!(
+            "Next: boute plan {spec} -o plan.json --report report.html   to keep it and look at it"
+        );
+    };
+    let report = args.report.as_deref().map(|report| format!(", {} to look at", report.display()));
+    // Emulated replicas are single engines.
+    let emulated = !plan.deployment.groups.iter().any(|group| group.disaggregated.is_some());
+    let serve = if emulated { format!("\n      boute serve {output} --emulate") } else { String::new() };
+    format!(
+        "wrote {output}{}\nNext: boute explain {output}{serve}\n      boute export shell {output} -o run/",
+        report.unwrap_or_default()
+    )
 }
 
 /// Plans with progress; `None`, after saying why and what would help, if nothing meets the targets.

@@ -11,6 +11,7 @@ use boute_spec::catalog::{Catalog, Model, Precision};
 use boute_spec::file::ModelEntry;
 use comfy_table::{Table, presets};
 
+use crate::complete;
 use crate::failure::{Ending, Failure};
 use crate::files::{Input, write_whole};
 use crate::load;
@@ -31,10 +32,10 @@ pub(crate) struct Args {
     /// The engine, such as `http://127.0.0.1:8000`.
     url: String,
     /// Catalogue name of the model; with `--config`, any name.
-    #[arg(long)]
+    #[arg(long, add = complete::models())]
     model: String,
     /// Catalogue name of the GPU type; for other hardware, the one most like it.
-    #[arg(long)]
+    #[arg(long, add = complete::gpus())]
     gpu: String,
     /// Tensor parallelism the engine runs with.
     #[arg(long, default_value_t = 1)]

@@ -9,6 +9,7 @@ mod export;
 mod optimize;
 mod router;
 mod serve;
+mod start;
 
 #[path = "../../../render/src/fixture.rs"]
 #[expect(dead_code, reason = "other tests use the other plans")]
