@@ -17,8 +17,8 @@ mod replay;
 mod results;
 
 use commands::{
-    autopilot, bench, catalog, check, compare, demo, explain, export, mock, optimize, perf, plan, profile, replan,
-    router, schema, serve, simulate,
+    autopilot, bench, catalog, check, compare, demo, explain, export, mock, optimize, perf, plan, profile,
+    replan, router, schema, serve, simulate,
 };
 use failure::{Ending, Failure, exit_code};
 use printer::Printer;

@@ -94,7 +94,8 @@ pub(crate) fn apply_prices(problem: &mut Problem, path: &Path) -> Result<(), Fai
         let gpu = Catalog::builtin().gpu(name).map_err(|error| wrong(&error))?;
         let mut offers = problem.offers.iter_mut();
         let offer = offers.find(|offer| offer.gpu.name == gpu.name);
-        offer.ok_or_else(|| wrong(&format_args!("`{name}` is not in the spec")))?.usd_per_gpu_hour = price.get();
+        offer.ok_or_else(|| wrong(&format_args!("`{name}` is not in the spec")))?.usd_per_gpu_hour =
+            price.get();
     }
     Ok(())
 }

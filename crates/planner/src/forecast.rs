@@ -114,8 +114,10 @@ mod tests {
         let ahead = peak(&rates, 2 * 96 + 40, 2 * 96 + 48);
         assert!(ahead > 16.0 * 1.5, "{ahead}");
         // One interval in ten is a burst of 1.6 times the pattern.
-        let bursty: BTreeMap<u64, f64> =
-            days(&[1.0; 4]).into_iter().map(|(at, rate)| (at, if at % 10 == 0 { 1.6 * rate } else { rate })).collect();
+        let bursty: BTreeMap<u64, f64> = days(&[1.0; 4])
+            .into_iter()
+            .map(|(at, rate)| (at, if at % 10 == 0 { 1.6 * rate } else { rate }))
+            .collect();
         assert!(peak(&bursty, 4 * 96, 4 * 96 + 48) > 16.0 * 1.3);
     }
 

@@ -114,12 +114,20 @@ impl ScoreMix {
     pub fn applied_to(&self, problem: &Problem, policy: &RoutingPolicy) -> Option<QualityInputs> {
         let quality = problem.quality.as_ref()?;
         let expected = Self::expected(&quality.planning, policy).ok()?;
-        let keep = |queries: &ScoredQueries, stream: u64| self.resampled(queries, &expected, policy, problem.seed ^ stream);
+        let keep = |queries: &ScoredQueries, stream: u64| {
+            self.resampled(queries, &expected, policy, problem.seed ^ stream)
+        };
         let (planning, held_out) = (keep(&quality.planning, 1)?, keep(&quality.held_out, 2)?);
         Some(QualityInputs { planning, held_out, ..quality.clone() })
     }
 
-    fn resampled(&self, queries: &ScoredQueries, expected: &Self, policy: &RoutingPolicy, seed: u64) -> Option<ScoredQueries> {
+    fn resampled(
+        &self,
+        queries: &ScoredQueries,
+        expected: &Self,
+        policy: &RoutingPolicy,
+        seed: u64,
+    ) -> Option<ScoredQueries> {
         let decider = Decider::new(policy, &queries.models).ok()?;
         let weight = |query: usize| {
             let scores = queries.predicted(query);

@@ -214,7 +214,10 @@ impl Journey<'_> {
     /// Replicas that the new fleet does without.
     fn surplus(&self, to: &Deployment) -> Vec<(String, u32)> {
         let wanted = |id: &str| to.groups.iter().find(|group| group.id == id).map_or(0, |it| it.replicas);
-        let surplus = self.running.values().map(|group| (group.id.clone(), group.replicas.saturating_sub(wanted(&group.id))));
+        let surplus = self
+            .running
+            .values()
+            .map(|group| (group.id.clone(), group.replicas.saturating_sub(wanted(&group.id))));
         surplus.filter(|(_, count)| *count > 0).collect()
     }
 

@@ -84,8 +84,8 @@ impl<'a> Prepared<'a> {
         if candidates.is_empty() {
             return Err(PlanError::Infeasible(nothing_fits(&misfits)));
         }
-        let (candidates, table) =
-            Table::build(measured, candidates, length_mix, kept, database, progress).ok_or(PlanError::Stopped)?;
+        let (candidates, table) = Table::build(measured, candidates, length_mix, kept, database, progress)
+            .ok_or(PlanError::Stopped)?;
         let routes = routes(problem, &table.usd_per_query(problem, &candidates));
         if !routes.iter().any(|route| route.admissible) {
             return Err(PlanError::Infeasible(no_route(problem, &routes)));

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use boute_spec::plan::{Deployment, Objective, Plan, PlanDraft, ReplicaGroup};
-use boute_spec::units::{UsdPerHour, RequestsPerSecond};
+use boute_spec::units::{RequestsPerSecond, UsdPerHour};
 use boute_spec::workload::{Trace, TraceRequest};
 use serde::{Deserialize, Serialize};
 
@@ -221,7 +221,11 @@ struct Replanning<'a> {
 }
 
 impl Replanning<'_> {
-    fn answer(&self, standing: Result<(Standing, usize), String>, terms: &Terms) -> Result<Replan, PlanError> {
+    fn answer(
+        &self,
+        standing: Result<(Standing, usize), String>,
+        terms: &Terms,
+    ) -> Result<Replan, PlanError> {
         let mut why = Vec::new();
         let (mut now, mut rerouted, mut present) = (self.unknown(), None, None);
         match standing {
@@ -246,17 +250,29 @@ impl Replanning<'_> {
         let other = best.as_ref().filter(|best| kept.is_none_or(|kept| !self.same_fleet(kept, best)));
         let moving = other.map(|best| self.way_to(best, terms));
         let saving = other.map_or(0.0, |best| now.usd_per_hour - best.deployment.usd_per_hour());
-        let pay_back_h = moving.as_ref().filter(|_| saving > 0.0).map(|moving| moving.seconds / 3600.0 + (moving.usd / saving).max(0.0));
+        let pay_back_h = moving
+            .as_ref()
+            .filter(|_| saving > 0.0)
+            .map(|moving| moving.seconds / 3600.0 + (moving.usd / saving).max(0.0));
         let answer = match (kept, other, &moving) {
             (None, Some(best), _) => {
-                why.push(format!("no division of the load keeps the promises on what runs; {} does", in_words(&best.deployment)));
+                why.push(format!(
+                    "no division of the load keeps the promises on what runs; {} does",
+                    in_words(&best.deployment)
+                ));
                 Answer::Move
             }
             (Some(kept), Some(best), Some(moving)) => {
                 let worth = self.worth(kept, best, moving, pay_back_h, terms);
                 let moves = worth.is_ok();
                 why.push(worth.unwrap_or_else(|why| why));
-                if moves { Answer::Move } else if rerouted.is_some() { Answer::ReRoute } else { Answer::Stay }
+                if moves {
+                    Answer::Move
+                } else if rerouted.is_some() {
+                    Answer::ReRoute
+                } else {
+                    Answer::Stay
+                }
             }
             _ if rerouted.is_some() => Answer::ReRoute,
             _ => {
@@ -313,7 +329,8 @@ impl Replanning<'_> {
         let fleet = standing.fleet(self.search, &margins)?;
         let usd = standing.usd_per_hour(self.search);
         let value = if goal_of(self.problem.objective) == Goal::Cost { usd } else { fleet.value };
-        let planned = deployment(self.search.candidates, &fleet, &standing.route.stats.fractions, self.rate());
+        let planned =
+            deployment(self.search.candidates, &fleet, &standing.route.stats.fractions, self.rate());
         let deployment = self.repriced(&planned);
         let choice = Choice { route, fleet: Fleet { value, ..fleet } };
         Some(Attempt::of_deployment(self.search, routes, choice, deployment, None, self.rate(), &margins))
@@ -321,14 +338,16 @@ impl Replanning<'_> {
 
     /// The groups that run, at today's prices and with the loads of `planned`.
     fn repriced(&self, planned: &Deployment) -> Deployment {
-        let candidate = |group: &_| self.search.candidates.iter().find(|candidate: &&Candidate| candidate.is_of(group));
+        let candidate =
+            |group: &_| self.search.candidates.iter().find(|candidate: &&Candidate| candidate.is_of(group));
         let groups = self.running.deployment.groups.iter().map(|group| {
             let mut group = group.clone();
             if let Some(candidate) = candidate(&group) {
                 let usd = candidate.usd_per_hour * f64::from(group.replicas);
                 group.usd_per_hour = UsdPerHour::new(usd).unwrap_or_default();
                 let load = planned.groups.iter().find(|planned| candidate.is_of(planned));
-                let load = load.map_or(RequestsPerSecond::default(), |planned| planned.planned_rate_per_replica);
+                let load =
+                    load.map_or(RequestsPerSecond::default(), |planned| planned.planned_rate_per_replica);
                 group.planned_rate_per_replica = load;
             }
             group
@@ -347,8 +366,13 @@ impl Replanning<'_> {
             why.push("by the table what runs keeps the promises at no rate".into());
             return why;
         };
-        if let Some(budget) = self.problem.budget.filter(|budget| present.deployment.usd_per_hour() > budget * (1.0 + 1e-9)) {
-            why.push(format!("it costs ${:.2}/h now, over the budget of ${budget:.2}/h", present.deployment.usd_per_hour()));
+        if let Some(budget) =
+            self.problem.budget.filter(|budget| present.deployment.usd_per_hour() > budget * (1.0 + 1e-9))
+        {
+            why.push(format!(
+                "it costs ${:.2}/h now, over the budget of ${budget:.2}/h",
+                present.deployment.usd_per_hour()
+            ));
         }
         for run in [&present.planned, &present.verified] {
             if run.outcome.failed > 0 {
@@ -441,19 +465,28 @@ impl Replanning<'_> {
             return Err(format!("{gained}, but no move that only saves is to be made"));
         }
         if gain < terms.least_gain {
-            return Err(format!("{gained}, less than the {:.1} % that a move must bring", 100.0 * terms.least_gain));
+            return Err(format!(
+                "{gained}, less than the {:.1} % that a move must bring",
+                100.0 * terms.least_gain
+            ));
         }
         if let Some(hours) = pay_back_h.filter(|hours| *hours > terms.horizon_h) {
-            return Err(format!("{gained}, but moving pays back after {hours:.1} h, later than {:.1} h", terms.horizon_h));
+            return Err(format!(
+                "{gained}, but moving pays back after {hours:.1} h, later than {:.1} h",
+                terms.horizon_h
+            ));
         }
         let route = &self.prepared.routes()[kept.choice.route];
         let carried = self.search.assess(route, &kept.choice.fleet.counts()).map_or(0.0, |fleet| fleet.value);
         let headroom = carried * self.asked() / self.rate();
         if moving.least_capacity * headroom < 1.0 {
             let part = 100.0 * moving.least_capacity;
-            return Err(format!("{gained}, but while moving only {part:.0} % of a model's capacity would be there"));
+            return Err(format!(
+                "{gained}, but while moving only {part:.0} % of a model's capacity would be there"
+            ));
         }
-        let paid = pay_back_h.map_or(String::new(), |hours| format!(", paid back after {:.0} min", 60.0 * hours));
+        let paid =
+            pay_back_h.map_or(String::new(), |hours| format!(", paid back after {:.0} min", 60.0 * hours));
         Ok(format!("{gained}{paid}"))
     }
 

@@ -3,14 +3,16 @@
 //!
 //! Arrivals and lengths are those of the Azure chat hour, queries those of MMLU-Pro; no week of a real service is in the repository,
 //! so the rate follows a stated daily pattern (below), two per cent more every day, weekends at 70 %, with noise and bursts that
-//! nobody is told of. Prices rise and fall, GPUs are lost for half a day, queries become harder for eight hours, and from one day on
+//! nobody is told of. Prices rise and fall, GPUs are lost for half a day, queries are harder for an evening, and from one day on
 //! prompts and answers are longer. Of every stretch with one fleet four minutes are simulated, token by token. The autopilot is the
 //! product's own: `planner::autopilot` and `planner::replan`, with virtual time.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use boute_planner::autopilot::{Act, Autopilot, Entry, Hold, Observed, Record, Settings, Signals, Trigger, digest};
+use boute_planner::autopilot::{
+    Act, Autopilot, Decision, Entry, Hold, Observed, Record, Settings, Signals, Trigger, digest,
+};
 use boute_planner::mix::{ScoreMix, only};
 use boute_planner::moving::Terms;
 use boute_planner::replan::{Answer, as_of_late, lose, replan, within_stock};
@@ -35,8 +37,8 @@ use super::{Report, median};
 const BASE_RATE: f64 = 20.0;
 /// The daily pattern, by hour: a service used in one region's waking hours.
 const PATTERN: [f64; 24] = [
-    0.40, 0.31, 0.26, 0.23, 0.23, 0.26, 0.36, 0.56, 0.86, 1.15, 1.35, 1.45, 1.45, 1.50, 1.55, 1.50, 1.45, 1.35,
-    1.25, 1.20, 1.10, 0.95, 0.75, 0.55,
+    0.40, 0.31, 0.26, 0.23, 0.23, 0.26, 0.36, 0.56, 0.86, 1.15, 1.35, 1.45, 1.45, 1.50, 1.55, 1.50, 1.45,
+    1.35, 1.25, 1.20, 1.10, 0.95, 0.75, 0.55,
 ];
 const WEEKEND: f64 = 0.7;
 const GROWTH_PER_DAY: f64 = 1.02;
@@ -70,15 +72,30 @@ pub(crate) fn run(small: bool, report: &mut Report) -> Result<(), String> {
         ("threshold autoscaler", week.autoscaled(&mean)),
         ("autopilot", flown.stretches.clone()),
     ];
-    println!("\n{:<22} {:>8} {:>10} {:>10} {:>10} {:>8}", "", "$/h", "promises", "intervals", "floor", "score");
+    println!(
+        "\n{:<22} {:>8} {:>10} {:>10} {:>10} {:>8}",
+        "", "$/h", "promises", "intervals", "floor", "score"
+    );
     let scores: Vec<Score> = runs.iter().map(|(name, stretches)| week.score(name, stretches)).collect();
     let [_, peak, _, autopilot] = &scores[..] else { unreachable!("four runs") };
     report.at_most("autopilot: cost against the static peak-rate plan", autopilot.usd / peak.usd, 0.75);
-    report.at_least("  requests in time, worst promise, less the static plan's", autopilot.in_time - peak.in_time.min(week.promised()), 0.0);
-    report.at_least("  intervals that keep every promise, less the static plan's", autopilot.kept - peak.kept, 0.0);
-    report.at_least("  intervals that keep the floor, less the static plan's", autopilot.floor - peak.floor, 0.0);
+    report.at_least(
+        "  requests in time, worst promise, less the static plan's",
+        autopilot.in_time - peak.in_time.min(week.promised()),
+        0.0,
+    );
+    report.at_least(
+        "  intervals that keep every promise, less the static plan's",
+        autopilot.kept - peak.kept,
+        0.0,
+    );
+    report.at_least(
+        "  intervals that keep the floor, less the static plan's",
+        autopilot.floor - peak.floor,
+        0.0,
+    );
     report.at_most("  moves of the fleet within a day, at most", flown.most_moves as f64, 6.0);
-    report.at_most("  intervals from the score-mix shift to other routes", flown.reaction, 1.0);
+    report.at_most("  intervals from the score-mix shift to re-routing alone", flown.reaction, 1.0);
     Ok(())
 }
 
@@ -110,6 +127,15 @@ fn replan_times(report: &mut Report) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+fn told(interval: u64, decision: &Decision) {
+    let (day, hour, minute) = (interval / PER_DAY, interval % PER_DAY * 24 / PER_DAY, interval % 4 * 15);
+    let why = decision.why.last().map(String::as_str).unwrap_or_default();
+    println!(
+        "day {day} {hour:02}:{minute:02} {:?}, {:.1}/s: {:?}, {why}",
+        decision.trigger, decision.rate, decision.answer
+    );
 }
 
 /// What happens in the week.
@@ -177,7 +203,8 @@ impl Week {
         }
         let quality = spec.quality.as_ref().ok_or("no quality data")?;
         let (mut number, small) = (0_u32, 0);
-        let mut easy: Vec<f32> = (0..quality.held_out.len()).map(|query| quality.held_out.predicted(query)[small]).collect();
+        let mut easy: Vec<f32> =
+            (0..quality.held_out.len()).map(|query| quality.held_out.predicted(query)[small]).collect();
         easy.sort_unstable_by(f32::total_cmp);
         let median = easy[easy.len() / 2];
         let harder = only(&quality.held_out, |query| {
@@ -190,7 +217,8 @@ impl Week {
     /// GPUs are lost until the type that `plan` uses most has half of what it uses.
     fn lose_half_of(&mut self, plan: &Plan) {
         let Some(most) = plan.deployment.groups.iter().max_by_key(|group| group.gpus()) else { return };
-        let stock = self.spec.offers.iter().find(|offer| offer.gpu.name == most.gpu).and_then(|offer| offer.stock);
+        let stock =
+            self.spec.offers.iter().find(|offer| offer.gpu.name == most.gpu).and_then(|offer| offer.stock);
         self.lost = BTreeMap::from([(most.gpu.clone(), stock.unwrap_or_default() - most.gpus() / 2)]);
     }
 
@@ -210,7 +238,7 @@ impl Week {
 
     /// Whether queries are harder.
     fn is_harder(&self, interval: u64) -> bool {
-        (self.at(3, 9)..self.at(3, 17)).contains(&interval)
+        (self.at(3, 18)..self.at(3, 24)).contains(&interval)
     }
 
     /// GPUs that are lost.
@@ -301,12 +329,18 @@ impl Week {
             let mut factors = BTreeMap::new();
             for share in &plan.routing.models {
                 let own = fleet.deployment.groups.iter().filter(|group| group.model == share.model);
-                let carries: f64 = own.map(|it| it.planned_rate_per_replica.get() * f64::from(it.replicas) * capacity).sum();
+                let carries: f64 =
+                    own.map(|it| it.planned_rate_per_replica.get() * f64::from(it.replicas) * capacity).sum();
                 let planned = plan.deployment.groups.iter().filter(|group| group.model == share.model);
-                let once: f64 = planned.map(|it| it.planned_rate_per_replica.get() * f64::from(it.replicas) * capacity).sum();
+                let once: f64 = planned
+                    .map(|it| it.planned_rate_per_replica.get() * f64::from(it.replicas) * capacity)
+                    .sum();
                 let utilisation = share.load_fraction.get() * rate / carries;
                 let near = (utilisation / TARGET - 1.0).abs() <= TOLERANCE;
-                factors.insert(share.model.clone(), carries / once * if near { 1.0 } else { utilisation / TARGET });
+                factors.insert(
+                    share.model.clone(),
+                    carries / once * if near { 1.0 } else { utilisation / TARGET },
+                );
             }
             wanted.push(factors);
             let lately = &wanted[wanted.len().saturating_sub(STABILISATION + 1)..];
@@ -325,8 +359,11 @@ impl Week {
         let mut draft = PlanDraft::clone(plan);
         let mut left = self.spec.clone();
         lose(&mut left, &self.lost(interval));
-        let mut stock: BTreeMap<String, u32> =
-            left.offers.iter().map(|offer| (offer.gpu.name.clone(), offer.stock.unwrap_or(u32::MAX))).collect();
+        let mut stock: BTreeMap<String, u32> = left
+            .offers
+            .iter()
+            .map(|offer| (offer.gpu.name.clone(), offer.stock.unwrap_or(u32::MAX)))
+            .collect();
         for group in &mut draft.deployment.groups {
             let factor = lately.iter().map(|factors| factors[&group.model]).fold(0.0, f64::max);
             let each = group.gpus_per_replica();
@@ -337,7 +374,8 @@ impl Week {
             *room = room.saturating_sub(group.replicas * each);
             group.usd_per_hour = UsdPerHour::new(usd * f64::from(group.replicas)).unwrap_or_default();
         }
-        draft.predicted.cost_usd_per_hour = UsdPerHour::new(draft.deployment.usd_per_hour()).unwrap_or_default();
+        draft.predicted.cost_usd_per_hour =
+            UsdPerHour::new(draft.deployment.usd_per_hour()).unwrap_or_default();
         Plan::try_from(draft).unwrap_or_else(|_| plan.clone())
     }
 
@@ -350,7 +388,11 @@ impl Week {
         let adopted = Entry::Adopted { plan: digest(first), rate: first.predicted.rate.get() };
         note(&mut autopilot, 0, adopted);
         for interval in 0..SEEN_DAYS * PER_DAY {
-            note(&mut autopilot, (interval + 1) * INTERVAL_S, Entry::Observed(self.observed(interval, first)));
+            note(
+                &mut autopilot,
+                (interval + 1) * INTERVAL_S,
+                Entry::Observed(self.observed(interval, first)),
+            );
         }
         let (mut stretches, mut reaction, mut moves) = (Vec::new(), f64::INFINITY, Vec::new());
         for interval in SEEN_DAYS * PER_DAY..self.end() {
@@ -364,7 +406,8 @@ impl Week {
                 lost: self.lost(interval - 1),
                 alarm: None,
                 hold: Hold::None,
-                base_mix: queries.and_then(|queries| ScoreMix::expected(queries, &running.routing.policy).ok()),
+                base_mix: queries
+                    .and_then(|queries| ScoreMix::expected(queries, &running.routing.policy).ok()),
             };
             if let Some(question) = autopilot.question(&signals) {
                 let recent = self.recent(interval);
@@ -379,16 +422,17 @@ impl Week {
                 };
                 let decided = autopilot.decide(&signals, &question, &answer, &running, BTreeMap::new());
                 let (decision, named) = decided.map_err(|error| error.to_string())?;
-                let day = (interval / PER_DAY, interval % PER_DAY * 24 / PER_DAY, interval % 4 * 15);
-                println!(
-                    "day {} {:02}:{:02} {:?} for {:.1}/s: {:?}; {}",
-                    day.0, day.1, day.2, decision.trigger, decision.rate, decision.answer, decision.why.join("; ")
-                );
+                if decision.answer != Some(Answer::Stay) {
+                    told(interval, &decision);
+                }
                 if decision.answer == Some(Answer::Move) {
                     moves.push(start_s);
                 }
-                let shift = self.at(3, 9);
-                if decision.to.is_some() && decision.trigger == Trigger::Mix && interval >= shift {
+                let shift = self.at(3, 18);
+                if decision.answer == Some(Answer::ReRoute)
+                    && decision.trigger == Trigger::Mix
+                    && interval >= shift
+                {
                     reaction = f64::min(reaction, (interval - shift) as f64);
                 }
                 plans.extend(named);
@@ -477,14 +521,16 @@ impl Week {
             known.unwrap_or_else(|| ModelShare { model: id, ..stretch.shares[0].clone() })
         };
         let shares: Vec<ModelShare> = self.spec.model_ids().into_iter().map(share).collect();
-        let run = simulate_fleet(&self.spec, &stretch.deployment, &policy, &shares, &trace, Some(queries), 1.0);
+        let run =
+            simulate_fleet(&self.spec, &stretch.deployment, &policy, &shares, &trace, Some(queries), 1.0);
         let total = (run.requests.len() as u64 + run.outcome.failed).max(1) as f64;
         let late = self.spec.slo.iter().map(|target| {
             let over = |it: &&RequestOutcome| it.metric_s(target.metric) > target.limit_s.get();
             (run.requests.iter().filter(over).count() as f64 + run.outcome.failed as f64) / total
         });
         let large = 1;
-        let best: f64 = (0..queries.len()).map(|query| queries.actual(query, large)).sum::<f64>() / queries.len() as f64;
+        let best: f64 =
+            (0..queries.len()).map(|query| queries.actual(query, large)).sum::<f64>() / queries.len() as f64;
         (rate * stretch.seconds, late.collect(), run.outcome.quality.unwrap_or_default(), best * 0.85)
     }
 
@@ -498,7 +544,8 @@ impl Week {
         for (stretch, (count, over, quality, floor)) in stretches.iter().zip(&simulated) {
             requests += count;
             score += quality * count;
-            let own = by_interval.entry(stretch.interval).or_insert_with(|| (0.0, vec![0.0; promises], 0.0, 0.0));
+            let own =
+                by_interval.entry(stretch.interval).or_insert_with(|| (0.0, vec![0.0; promises], 0.0, 0.0));
             own.0 += count;
             own.2 += quality * count;
             own.3 += floor * count;
@@ -514,10 +561,19 @@ impl Week {
         });
         let floor = by_interval.values().filter(|(_, _, quality, floor)| quality >= floor);
         let worst = late.iter().map(|late| 1.0 - late / requests).fold(1.0, f64::min);
-        let scored = Score { usd: usd / hours, in_time: worst, kept: kept.count() as f64 / intervals, floor: floor.count() as f64 / intervals };
+        let scored = Score {
+            usd: usd / hours,
+            in_time: worst,
+            kept: kept.count() as f64 / intervals,
+            floor: floor.count() as f64 / intervals,
+        };
         println!(
             "{name:<22} {:>8.2} {:>9.2}% {:>9.1}% {:>9.1}% {:>8.4}",
-            scored.usd, 100.0 * scored.in_time, 100.0 * scored.kept, 100.0 * scored.floor, score / requests
+            scored.usd,
+            100.0 * scored.in_time,
+            100.0 * scored.kept,
+            100.0 * scored.floor,
+            score / requests
         );
         scored
     }

@@ -49,8 +49,6 @@ pub(crate) struct Args {
     /// Use this cloud's prices only, as the plan did.
     #[arg(long)]
     cloud: Option<String>,
-    #[command(flatten)]
-    moving: MovingArgs,
     /// Write the plan to go on with here, if it is another.
     #[arg(long, short)]
     output: Option<PathBuf>,
@@ -58,6 +56,8 @@ pub(crate) struct Args {
     /// must run first; `boute autopilot` does both.
     #[arg(long)]
     apply: bool,
+    #[command(flatten)]
+    moving: MovingArgs,
 }
 
 pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
@@ -125,17 +125,27 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
 }
 
 /// The problem with the traffic of late: its rate, lengths and mix.
-fn as_it_is(spec: &Problem, plan: &Plan, recent: &Input, rate: Option<RequestsPerSecond>) -> Result<Problem, Failure> {
-    let lines: Option<Vec<Line>> = recent.text.lines().filter(|line| !line.trim().is_empty()).map(Line::parse).collect();
+fn as_it_is(
+    spec: &Problem,
+    plan: &Plan,
+    recent: &Input,
+    rate: Option<RequestsPerSecond>,
+) -> Result<Problem, Failure> {
+    let lines: Option<Vec<Line>> =
+        recent.text.lines().filter(|line| !line.trim().is_empty()).map(Line::parse).collect();
     let lines = lines.filter(|lines| !lines.is_empty());
     let requests: Vec<TraceRequest> = match &lines {
         Some(lines) => in_order(lines),
         None => parse_trace(&recent.name, &recent.text).map_err(Failure::told)?.requests().to_vec(),
     };
-    let span = |requests: &[TraceRequest]| Some(requests.last()?.arrival.since(requests.first()?.arrival).seconds());
+    let span =
+        |requests: &[TraceRequest]| Some(requests.last()?.arrival.since(requests.first()?.arrival).seconds());
     let own = span(&requests).filter(|span| *span > 0.0).map(|span| (requests.len() - 1) as f64 / span);
     let rate = rate.map(RequestsPerSecond::get).or(own).filter(|rate| *rate > 0.0).ok_or_else(|| {
-        Failure::input(format_args!("`{}` has no rate of its own", recent.name), "say it: `--rate \"20 req/s\"`")
+        Failure::input(
+            format_args!("`{}` has no rate of its own", recent.name),
+            "say it: `--rate \"20 req/s\"`",
+        )
     })?;
     let mut now = as_of_late(spec, &requests, rate);
     let mut mix = ScoreMix::default();
@@ -161,7 +171,11 @@ fn in_words(answer: &Replan) -> String {
     for why in &answer.why {
         let _ = writeln!(out, "  {why}");
     }
-    let _ = writeln!(out, "Now   {}, ${:.2}/h, for {:.2} req/s", answer.now.fleet, answer.now.usd_per_hour, answer.now.rate);
+    let _ = writeln!(
+        out,
+        "Now   {}, ${:.2}/h, for {:.2} req/s",
+        answer.now.fleet, answer.now.usd_per_hour, answer.now.rate
+    );
     if let Some(best) = &answer.best {
         let _ = writeln!(out, "Best  {}, ${:.2}/h", best.fleet, best.usd_per_hour);
     }
@@ -176,11 +190,15 @@ fn in_words(answer: &Replan) -> String {
         moving.usd.max(0.0),
         answer.saving_usd_per_hour
     );
-    let paid = answer.pay_back_h.map_or(String::new(), |hours| format!(", paid back after {:.0} min", hours * 60.0));
+    let paid =
+        answer.pay_back_h.map_or(String::new(), |hours| format!(", paid back after {:.0} min", hours * 60.0));
     let _ = writeln!(out, "{paid}");
     if moving.least_capacity < 1.0 {
         let part = 100.0 * moving.least_capacity;
-        let _ = writeln!(out, "The stock is short: on the way only {part:.0} % of a model's planned capacity is there");
+        let _ = writeln!(
+            out,
+            "The stock is short: on the way only {part:.0} % of a model's planned capacity is there"
+        );
     }
     out
 }
@@ -190,7 +208,9 @@ fn step_in_words(step: &Step) -> String {
         Step::Start { group, replicas } => format!("start {replicas}× {group}"),
         Step::Wait { seconds } => format!("wait until they are ready, about {seconds:.0} s"),
         Step::SwapRoutes => "route by the new plan".into(),
-        Step::Drain { group, replicas, seconds } => format!("drain {replicas}× {group}, about {seconds:.0} s"),
+        Step::Drain { group, replicas, seconds } => {
+            format!("drain {replicas}× {group}, about {seconds:.0} s")
+        }
         Step::Stop { group, replicas } => format!("stop {replicas}× {group}"),
     }
 }

@@ -62,8 +62,12 @@ fn replanning_answers_stay_move_and_no() {
     let (code, less, said) = asked(&["--rate", "8 req/s", "-o", &new_file]);
     assert_eq!((code, &less["answer"]), (Some(0), &"move".into()), "{said} {less}");
     assert!(less["saving_usd_per_hour"].as_f64().unwrap() > 0.2 * cost);
-    let steps: Vec<&str> =
-        less["moving"]["steps"].as_array().unwrap().iter().map(|step| step["step"].as_str().unwrap()).collect();
+    let steps: Vec<&str> = less["moving"]["steps"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|step| step["step"].as_str().unwrap())
+        .collect();
     assert_eq!(steps.last(), Some(&"stop"));
     assert_eq!(boute(&["check", &new_file, "-q"]).status.code(), Some(0));
 
@@ -72,7 +76,16 @@ fn replanning_answers_stay_move_and_no() {
     let (code, ..) = asked(&["--rate", "8 req/s", "--apply"]);
     assert_eq!((code, fs::read_to_string(&plan_file).unwrap()), (Some(0), before));
 
-    let (code, no, _) = asked(&["--rate", "20 req/s", "--lost", "L40S:32", "--lost", "A100-80GB:32", "--lost", "H100-SXM:15"]);
+    let (code, no, _) = asked(&[
+        "--rate",
+        "20 req/s",
+        "--lost",
+        "L40S:32",
+        "--lost",
+        "A100-80GB:32",
+        "--lost",
+        "H100-SXM:15",
+    ]);
     assert!(code == Some(1) && no["infeasible"].is_string(), "{code:?} {no}");
     let prices = folder.file("prices", "L40S $0.50/h # spot\nB200 $3/h\n");
     let said = refused(2, &["replan", &plan_file, "--trace", &trace, "--prices", &prices]);
@@ -98,7 +111,8 @@ fn a_dry_run_says_what_it_would_do_and_a_pin_silences_it() {
     assert_eq!((&decided["answer"], &decided["trigger"]), (&"move".into(), &"rate_down".into()), "{decided}");
     assert!(decided["inputs"]["recent"].is_string() && decided["why"][0].is_string());
     assert_eq!(fs::read_to_string(&plan_file).unwrap(), before);
-    let status: Value = serde_json::from_slice(&boute(&["autopilot", "status", &plan_file, "--json"]).stdout).unwrap();
+    let status: Value =
+        serde_json::from_slice(&boute(&["autopilot", "status", &plan_file, "--json"]).stdout).unwrap();
     assert_eq!((&status["hold"], &status["last"]["answer"]), (&"none".into(), &"move".into()));
     // A restart observes nothing twice.
     assert_eq!(boute(&look).status.code(), Some(0));
@@ -114,7 +128,18 @@ fn live(plan_file: &str, log: &str, applied: &Path) -> Child {
         applied.display()
     );
     Command::new(env!("CARGO_BIN_EXE_boute"))
-        .args(["autopilot", plan_file, "--decisions", log, "--interval", "1min", "-q", "--live", "--apply", &command])
+        .args([
+            "autopilot",
+            plan_file,
+            "--decisions",
+            log,
+            "--interval",
+            "1min",
+            "-q",
+            "--live",
+            "--apply",
+            &command,
+        ])
         .args(["--machine", "0s", "--warm-up", "0s", "--load", "1000TB/s"])
         .stderr(Stdio::null())
         .spawn()
@@ -158,8 +183,13 @@ fn killed(name: &str, kills: u64) {
     let decision = records.iter().find(|record| record["event"] == "decided").unwrap().clone();
     assert_eq!(decision["answer"], "move");
     let last = decision["to"].as_str().unwrap().to_owned();
-    let fleets: Vec<String> = decision["acts"].as_array().unwrap().iter()
-        .filter(|act| act["act"] == "fleet").map(|act| format!("{}.json", act["plan"].as_str().unwrap())).collect();
+    let fleets: Vec<String> = decision["acts"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|act| act["act"] == "fleet")
+        .map(|act| format!("{}.json", act["plan"].as_str().unwrap()))
+        .collect();
     // The moment after the decision, to begin from again.
     let snapshot = folder.0.join("snapshot");
     copy(Path::new(&state), &snapshot);
@@ -182,7 +212,8 @@ fn killed(name: &str, kills: u64) {
                 left -= u64::from(child.try_wait().unwrap().is_none());
             } else {
                 let end = SystemTime::now() + Duration::from_secs(20);
-                while SystemTime::now() < end && !done(&plan_file, decision["acts"].as_array().unwrap().len()) {
+                while SystemTime::now() < end && !done(&plan_file, decision["acts"].as_array().unwrap().len())
+                {
                     std::thread::sleep(Duration::from_millis(20));
                     if child.try_wait().unwrap().is_some() {
                         child = live(&plan_file, &log, &applied);

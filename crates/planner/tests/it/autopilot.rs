@@ -50,8 +50,13 @@ fn interval(number: u64, rate: f64, plan: &Plan, queries: &boute_router::ScoredQ
         let model = decider.decide(scores).model;
         mix.count(&queries.models[model], scores[model]);
     }
-    let observed =
-        Observed { interval: number, requests, prompt_tokens: 800 * requests, answer_tokens: 160 * requests, mix };
+    let observed = Observed {
+        interval: number,
+        requests,
+        prompt_tokens: 800 * requests,
+        answer_tokens: 160 * requests,
+        mix,
+    };
     Record { at_s: (number + 1) * INTERVAL_S, entry: Entry::Observed(observed) }
 }
 
@@ -74,7 +79,8 @@ fn noise_raises_no_question_and_a_shift_does_within_one_interval() {
         // On the first day nothing is known of the pattern, and the margin is an assumed one.
         assert!(number < 120 || question.is_none(), "{number}: {question:?}");
     }
-    let harder = boute_planner::mix::only(&quality.held_out, |query| quality.held_out.predicted(query)[0] < 0.4);
+    let harder =
+        boute_planner::mix::only(&quality.held_out, |query| quality.held_out.predicted(query)[0] < 0.4);
     autopilot.note(&interval(192, 36.0, &plan, &harder));
     let question = autopilot.question(&signals(193 * INTERVAL_S, &plan, &quality.planning)).unwrap();
     assert_eq!(question.trigger, Trigger::Mix);
@@ -108,10 +114,12 @@ fn moves_are_counted_and_a_person_has_the_last_word() {
         let acts = decision.acts.len();
         autopilot.note(&Record { at_s: signals.now_s, entry: Entry::Decided(decision) });
         assert!(acts == 0 || autopilot.question(&signals).is_none(), "one at a time");
-        (0..acts).for_each(|number| autopilot.note(&Record { at_s: signals.now_s, entry: Entry::Done { number } }));
+        (0..acts).for_each(|number| {
+            autopilot.note(&Record { at_s: signals.now_s, entry: Entry::Done { number } })
+        });
     }
     assert_eq!(made, Settings::default().moves_per_day);
-    // What only saves is not even asked for once half of them are used.
+    // What only saves is not even asked for then.
     signals.now_s += 3600;
     assert!(autopilot.question(&signals).is_none_or(|question| question.trigger != Trigger::RateDown));
 }

@@ -6,9 +6,9 @@ use boute_planner::mix::{ScoreMix, only};
 use boute_planner::moving::{Stage, Step, Terms};
 use boute_planner::replan::{Answer, Replan, lose, replan};
 use boute_planner::{Database, Problem, Strategy, plan};
-use boute_router::policy::{assign, evaluate};
-use boute_router::decide::Decider;
 use boute_router::certify::FloorRule;
+use boute_router::decide::Decider;
+use boute_router::policy::{assign, evaluate};
 use boute_spec::plan::{Objective, Plan};
 
 use super::{problem, quiet, trace};
@@ -95,7 +95,9 @@ fn what_is_new_runs_before_anything_old_stops() {
     let at = |wanted: fn(&Step) -> bool| moving.steps.iter().position(wanted).unwrap();
     let (start, swap) = (at(|it| matches!(it, Step::Start { .. })), at(|it| *it == Step::SwapRoutes));
     assert!(start < at(|it| matches!(it, Step::Wait { .. })) && start < swap);
-    assert!(swap < at(|it| matches!(it, Step::Drain { .. })) && swap < at(|it| matches!(it, Step::Stop { .. })));
+    assert!(
+        swap < at(|it| matches!(it, Step::Drain { .. })) && swap < at(|it| matches!(it, Step::Stop { .. }))
+    );
     // The last fleet is the plan's.
     let fleets = moving.stages.iter().filter_map(|stage| match stage {
         Stage::Fleet { deployment } => Some(deployment),

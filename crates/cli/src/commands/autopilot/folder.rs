@@ -59,7 +59,10 @@ impl Folder {
         let gpus: Result<Vec<Gpus>, String> = text.split_whitespace().map(str::parse).collect();
         gpus.map(|gpus| Gpus::by_type(&gpus)).map_err(|error| {
             let path = self.path("lost");
-            Failure::input(format_args!("{}: {error}", path.display()), "say it again: `boute autopilot lost PLAN H100-SXM:2`")
+            Failure::input(
+                format_args!("{}: {error}", path.display()),
+                "say it again: `boute autopilot lost PLAN H100-SXM:2`",
+            )
         })
     }
 
@@ -120,7 +123,10 @@ impl Journal {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 return Err(Failure::input(
-                    format_args!("another autopilot runs on this plan, or a command that it started: `{}` is held", path.display()),
+                    format_args!(
+                        "another autopilot runs on this plan, or a command that it started: `{}` is held",
+                        path.display()
+                    ),
                     "stop it first, or let its command end",
                 ));
             }

@@ -81,7 +81,6 @@ pub(crate) struct PlanArg {
 
 /// The loop.
 #[derive(Debug, clap::Args)]
-#[group(skip)]
 pub(crate) struct RunArgs {
     /// The plan that the gateway serves.
     plan: PathBuf,
@@ -116,7 +115,8 @@ pub(crate) struct RunArgs {
     /// A fleet is for the highest rate expected within this time.
     #[arg(long, value_name = "TIME", default_value = "4h")]
     ahead: Seconds,
-    /// Moves to another fleet within a day, at most; half of them are kept for rates that the fleet cannot carry.
+    /// Moves to another fleet within a day, at most. Each doubles what the next one that only saves must bring; the last two are
+    /// kept for rates that the fleet cannot carry.
     #[arg(long, value_name = "N", default_value_t = 6)]
     moves_per_day: usize,
     /// Look once, do what is due, and end.
@@ -277,7 +277,11 @@ impl<'a> Pilot<'a> {
     /// A plan that someone else has put in place is taken as it is.
     fn adopt(&mut self, running: &Plan) -> Result<(), Failure> {
         let digest = digest(running);
-        let coming = self.autopilot.under_way().iter().any(|act| matches!(act, Act::Publish { plan, .. } if *plan == digest));
+        let coming = self
+            .autopilot
+            .under_way()
+            .iter()
+            .any(|act| matches!(act, Act::Publish { plan, .. } if *plan == digest));
         if self.autopilot.running() != Some(&digest) && !coming {
             self.note(Entry::Adopted { plan: digest, rate: running.predicted.rate.get() })?;
         }
@@ -287,7 +291,9 @@ impl<'a> Pilot<'a> {
     /// Does what is due; whether anything was.
     fn act(&mut self) -> Result<bool, Failure> {
         let mut any = false;
-        while let Some((number, act)) = self.autopilot.next_act(now_s()).map(|(number, act)| (number, act.clone())) {
+        while let Some((number, act)) =
+            self.autopilot.next_act(now_s()).map(|(number, act)| (number, act.clone()))
+        {
             if !self.args.live {
                 break;
             }
@@ -310,7 +316,9 @@ impl<'a> Pilot<'a> {
         match act {
             Act::Wait { .. } => Ok(()),
             Act::Publish { plan, .. } => {
-                let told = |failure: Failure| format!("{failure:?}");
+                let told = |failure| match failure {
+                    Failure::Input(message) | Failure::Unexpected(message) => message,
+                };
                 let plan = self.folder.plan(plan).map_err(told)?;
                 write_whole(&self.args.plan, plan.to_json_pretty().as_bytes()).map_err(told)?;
                 // The name too must outlive a crash of the machine.
@@ -319,7 +327,8 @@ impl<'a> Pilot<'a> {
                 Ok(())
             }
             Act::Fleet { plan } => {
-                let command = self.args.apply.as_deref().ok_or("there is no `--apply` to move the fleet by")?;
+                let command =
+                    self.args.apply.as_deref().ok_or("there is no `--apply` to move the fleet by")?;
                 let lock = self.journal.lock().map_err(|error| error.to_string())?;
                 // Standard input is the lock: should we be killed, it is held until the command has ended.
                 let status = Command::new("sh")
@@ -400,10 +409,13 @@ impl<'a> Pilot<'a> {
         }
         let mut inputs: BTreeMap<String, String> =
             spec.inputs.iter().map(|input| (input.input.clone(), input.sha256.clone())).collect();
-        let lengths = recent.iter().map(|it| format!("{} {} {}\n", it.arrival.0, it.input_tokens, it.output_tokens));
+        let lengths =
+            recent.iter().map(|it| format!("{} {} {}\n", it.arrival.0, it.input_tokens, it.output_tokens));
         inputs.insert("recent".into(), sha256_hex(lengths.collect::<String>().as_bytes()));
-        let (decision, plans) =
-            self.autopilot.decide(signals, question, &answer, running, inputs).map_err(Failure::unexpected)?;
+        let (decision, plans) = self
+            .autopilot
+            .decide(signals, question, &answer, running, inputs)
+            .map_err(Failure::unexpected)?;
         self.printer.say(in_words(&decision));
         if !self.args.live {
             return self.note(Entry::DryRun(decision)).map(drop);

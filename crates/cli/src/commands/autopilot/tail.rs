@@ -112,7 +112,9 @@ impl Traffic {
         (self.begun, self.next) = (true, end);
         let open = &mut self.open;
         // An interval without a line is one without traffic.
-        (first..end).map(|interval| Observed { interval, ..open.remove(&interval).unwrap_or_default() }).collect()
+        (first..end)
+            .map(|interval| Observed { interval, ..open.remove(&interval).unwrap_or_default() })
+            .collect()
     }
 
     /// The latest requests.
@@ -158,7 +160,8 @@ mod tests {
         File::create(&path).unwrap();
         append(&line(145));
         append("no line of ours\n");
-        let counts: Vec<(u64, u64)> = traffic.ended(150).iter().map(|it| (it.interval, it.requests)).collect();
+        let counts: Vec<(u64, u64)> =
+            traffic.ended(150).iter().map(|it| (it.interval, it.requests)).collect();
         assert_eq!(counts, [(12, 0), (13, 0), (14, 1)]);
         assert_eq!(traffic.recent().len(), 4);
         std::fs::remove_dir_all(&folder).unwrap();
