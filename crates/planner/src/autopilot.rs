@@ -31,6 +31,8 @@ const DRIFT: f64 = 0.15;
 const SLACK: f64 = 0.1;
 /// Intervals within which a fleet must be ready, for a rate that is coming.
 const LEAD: u64 = 2;
+/// Moves of a day that are kept for rates that what runs cannot carry.
+const KEPT_MOVES: usize = 2;
 /// Seconds until a failed act is tried again: doubled each time, up to the second.
 const RETRY_S: (u64, u64) = (30, 900);
 
@@ -43,7 +45,8 @@ pub struct Settings {
     pub every_s: u64,
     /// A fleet is for the highest rate expected within this time.
     pub ahead_s: u64,
-    /// Moves to another fleet within a day, at most; half of them are kept for rates that what runs cannot carry.
+    /// Moves to another fleet within a day, at most. Each doubles what the next one that only saves must bring, and the last two
+    /// are kept for rates that what runs cannot carry.
     pub moves_per_day: usize,
     /// What moving takes and when it is worth it.
     pub terms: Terms,
@@ -399,6 +402,8 @@ impl Autopilot {
         let rate = if soon > *planned_rate { ahead } else { ahead.min(*planned_rate) };
         let mix = mix.filter(|mix| signals.base_mix.as_ref().is_some_and(|base| mix.shifted(base)));
         let mut terms = self.settings.terms;
+        // Few moves are left for what saves little.
+        terms.least_gain *= f64::from(1 << self.moves_today(signals.now_s).min(16));
         if !self.may_save(signals) {
             terms.least_gain = f64::INFINITY;
         }
@@ -407,7 +412,8 @@ impl Autopilot {
 
     /// Whether a fleet may be moved that keeps its promises, to save.
     fn may_save(&self, signals: &Signals) -> bool {
-        self.moves_today(signals.now_s) < self.settings.moves_per_day / 2 && signals.hold == Hold::None
+        let left = self.settings.moves_per_day.saturating_sub(self.moves_today(signals.now_s));
+        left > KEPT_MOVES && signals.hold == Hold::None
     }
 
     fn trigger(

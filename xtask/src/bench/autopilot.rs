@@ -3,7 +3,7 @@
 //!
 //! Arrivals and lengths are those of the Azure chat hour, queries those of MMLU-Pro; no week of a real service is in the repository,
 //! so the rate follows a stated daily pattern (below), two per cent more every day, weekends at 70 %, with noise and bursts that
-//! nobody is told of. Prices rise and fall, GPUs are lost for half a day, queries become harder for eight hours, and from one day on
+//! nobody is told of. Prices rise and fall, GPUs are lost for half a day, queries are harder for an evening, and from one day on
 //! prompts and answers are longer. Of every stretch with one fleet four minutes are simulated, token by token. The autopilot is the
 //! product's own: `planner::autopilot` and `planner::replan`, with virtual time.
 
@@ -11,7 +11,11 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use boute_planner::autopilot::{
+<<<<<<< HEAD
     Act, Autopilot, Entry, Hold, Observed, Record, Settings, Signals, Trigger, digest,
+=======
+    Act, Autopilot, Decision, Entry, Hold, Observed, Record, Settings, Signals, Trigger, digest,
+>>>>>>> ap
 };
 use boute_planner::mix::{ScoreMix, only};
 use boute_planner::moving::Terms;
@@ -95,7 +99,7 @@ pub(crate) fn run(small: bool, report: &mut Report) -> Result<(), String> {
         0.0,
     );
     report.at_most("  moves of the fleet within a day, at most", flown.most_moves as f64, 6.0);
-    report.at_most("  intervals from the score-mix shift to other routes", flown.reaction, 1.0);
+    report.at_most("  intervals from the score-mix shift to re-routing alone", flown.reaction, 1.0);
     Ok(())
 }
 
@@ -127,6 +131,15 @@ fn replan_times(report: &mut Report) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+fn told(interval: u64, decision: &Decision) {
+    let (day, hour, minute) = (interval / PER_DAY, interval % PER_DAY * 24 / PER_DAY, interval % 4 * 15);
+    let why = decision.why.last().map(String::as_str).unwrap_or_default();
+    println!(
+        "day {day} {hour:02}:{minute:02} {:?}, {:.1}/s: {:?}, {why}",
+        decision.trigger, decision.rate, decision.answer
+    );
 }
 
 /// What happens in the week.
@@ -229,7 +242,7 @@ impl Week {
 
     /// Whether queries are harder.
     fn is_harder(&self, interval: u64) -> bool {
-        (self.at(3, 9)..self.at(3, 17)).contains(&interval)
+        (self.at(3, 18)..self.at(3, 24)).contains(&interval)
     }
 
     /// GPUs that are lost.
@@ -413,6 +426,7 @@ impl Week {
                 };
                 let decided = autopilot.decide(&signals, &question, &answer, &running, BTreeMap::new());
                 let (decision, named) = decided.map_err(|error| error.to_string())?;
+<<<<<<< HEAD
                 let day = (interval / PER_DAY, interval % PER_DAY * 24 / PER_DAY, interval % 4 * 15);
                 println!(
                     "day {} {:02}:{:02} {:?} for {:.1}/s: {:?}; {}",
@@ -424,11 +438,19 @@ impl Week {
                     decision.answer,
                     decision.why.join("; ")
                 );
+=======
+                if decision.answer != Some(Answer::Stay) {
+                    told(interval, &decision);
+                }
+>>>>>>> ap
                 if decision.answer == Some(Answer::Move) {
                     moves.push(start_s);
                 }
-                let shift = self.at(3, 9);
-                if decision.to.is_some() && decision.trigger == Trigger::Mix && interval >= shift {
+                let shift = self.at(3, 18);
+                if decision.answer == Some(Answer::ReRoute)
+                    && decision.trigger == Trigger::Mix
+                    && interval >= shift
+                {
                     reaction = f64::min(reaction, (interval - shift) as f64);
                 }
                 plans.extend(named);

@@ -49,8 +49,6 @@ pub(crate) struct Args {
     /// Use this cloud's prices only, as the plan did.
     #[arg(long)]
     cloud: Option<String>,
-    #[command(flatten)]
-    moving: MovingArgs,
     /// Write the plan to go on with here, if it is another.
     #[arg(long, short)]
     output: Option<PathBuf>,
@@ -58,6 +56,8 @@ pub(crate) struct Args {
     /// must run first; `boute autopilot` does both.
     #[arg(long)]
     apply: bool,
+    #[command(flatten)]
+    moving: MovingArgs,
 }
 
 pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {

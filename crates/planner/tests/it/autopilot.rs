@@ -119,7 +119,7 @@ fn moves_are_counted_and_a_person_has_the_last_word() {
         });
     }
     assert_eq!(made, Settings::default().moves_per_day);
-    // What only saves is not even asked for once half of them are used.
+    // What only saves is not even asked for then.
     signals.now_s += 3600;
     assert!(autopilot.question(&signals).is_none_or(|question| question.trigger != Trigger::RateDown));
 }

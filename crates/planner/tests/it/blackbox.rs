@@ -25,7 +25,7 @@ fn holds(search: &Search<'_>, routes: &[Route], limits: &Limits, goal: Goal, cho
     let route = &routes[choice.route];
     assert!(route.admissible);
     let fleet = &choice.fleet;
-    assert!(fleet.usd_per_hour() <= 40.0 + 1e-6);
+    assert!(fleet.usd_per_hour() <= 40.0 + 1e-6 && fleet.replicas.iter().all(|(_, count)| *count > 0));
     for (offer, stock) in limits.stock.iter().enumerate() {
         let used = fleet.replicas.iter().filter(|(column, _)| column.offer == offer);
         let used: f64 = used.map(|(column, count)| column.gpus * f64::from(*count)).sum();

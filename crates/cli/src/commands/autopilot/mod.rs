@@ -81,7 +81,6 @@ pub(crate) struct PlanArg {
 
 /// The loop.
 #[derive(Debug, clap::Args)]
-#[group(skip)]
 pub(crate) struct RunArgs {
     /// The plan that the gateway serves.
     plan: PathBuf,
@@ -116,7 +115,8 @@ pub(crate) struct RunArgs {
     /// A fleet is for the highest rate expected within this time.
     #[arg(long, value_name = "TIME", default_value = "4h")]
     ahead: Seconds,
-    /// Moves to another fleet within a day, at most; half of them are kept for rates that the fleet cannot carry.
+    /// Moves to another fleet within a day, at most. Each doubles what the next one that only saves must bring; the last two are
+    /// kept for rates that the fleet cannot carry.
     #[arg(long, value_name = "N", default_value_t = 6)]
     moves_per_day: usize,
     /// Look once, do what is due, and end.
@@ -316,7 +316,9 @@ impl<'a> Pilot<'a> {
         match act {
             Act::Wait { .. } => Ok(()),
             Act::Publish { plan, .. } => {
-                let told = |failure: Failure| format!("{failure:?}");
+                let told = |failure| match failure {
+                    Failure::Input(message) | Failure::Unexpected(message) => message,
+                };
                 let plan = self.folder.plan(plan).map_err(told)?;
                 write_whole(&self.args.plan, plan.to_json_pretty().as_bytes()).map_err(told)?;
                 // The name too must outlive a crash of the machine.

@@ -207,8 +207,10 @@ impl Ground<'_> {
 
 fn without_one(design: &Design, candidate: usize) -> Option<Design> {
     let mut fewer = design.clone();
-    let count = fewer.counts.get_mut(&candidate).filter(|count| **count > 0)?;
-    *count -= 1;
+    let count = fewer.counts.remove(&candidate)?;
+    if count > 1 {
+        fewer.counts.insert(candidate, count - 1);
+    }
     Some(fewer)
 }
 
