@@ -20,13 +20,8 @@ mod replay;
 mod results;
 
 use commands::{
-<<<<<<< HEAD
     autopilot, bench, catalog, check, compare, demo, doctor, explain, export, init, mock, optimize, perf,
     plan, profile, quality, reference, replan, report, router, schema, serve, simulate,
-=======
-    autopilot, bench, catalog, check, compare, demo, explain, export, mock, optimize, perf, plan, profile,
-    replan, router, schema, serve, simulate,
->>>>>>> ap
 };
 use failure::{Ending, Failure, exit_code};
 use printer::Printer;

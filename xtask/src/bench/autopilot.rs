@@ -11,11 +11,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use boute_planner::autopilot::{
-<<<<<<< HEAD
-    Act, Autopilot, Entry, Hold, Observed, Record, Settings, Signals, Trigger, digest,
-=======
     Act, Autopilot, Decision, Entry, Hold, Observed, Record, Settings, Signals, Trigger, digest,
->>>>>>> ap
 };
 use boute_planner::mix::{ScoreMix, only};
 use boute_planner::moving::Terms;
@@ -426,23 +422,9 @@ impl Week {
                 };
                 let decided = autopilot.decide(&signals, &question, &answer, &running, BTreeMap::new());
                 let (decision, named) = decided.map_err(|error| error.to_string())?;
-<<<<<<< HEAD
-                let day = (interval / PER_DAY, interval % PER_DAY * 24 / PER_DAY, interval % 4 * 15);
-                println!(
-                    "day {} {:02}:{:02} {:?} for {:.1}/s: {:?}; {}",
-                    day.0,
-                    day.1,
-                    day.2,
-                    decision.trigger,
-                    decision.rate,
-                    decision.answer,
-                    decision.why.join("; ")
-                );
-=======
                 if decision.answer != Some(Answer::Stay) {
                     told(interval, &decision);
                 }
->>>>>>> ap
                 if decision.answer == Some(Answer::Move) {
                     moves.push(start_s);
                 }
