@@ -200,13 +200,14 @@ impl Inner {
             sample(&mut out, name, &labels(replica), u8::from(replica.is_well(now)));
         }
         let (in_flight, waiting) = self.admission.counts();
-        let swaps = self.plan_swaps.get();
+        let (swaps, not_found) = (self.plan_swaps.get(), self.failed_lookups.get());
         let dropped = self.decisions.as_ref().map_or(0, crate::decisions::DecisionLog::dropped);
         let lost = self.tracer.as_ref().map_or(0, |tracer| tracer.dropped.get());
         for (name, kind, help, value) in [
             ("boute_requests_in_flight", "gauge", "Requests inside.", in_flight as u64),
             ("boute_requests_waiting", "gauge", "Requests in the queue.", waiting as u64),
             ("boute_plan_swaps_total", "counter", "Plans swapped in.", swaps),
+            ("boute_lookup_failures_total", "counter", "Names that could not be looked up.", not_found),
             ("boute_spans_dropped_total", "counter", "Spans the collector had no time for.", lost),
             ("boute_log_lines_dropped_total", "counter", "Lines the log had no time for.", dropped),
         ] {

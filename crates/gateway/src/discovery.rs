@@ -15,7 +15,7 @@ use crate::routes::{GatewayError, RoutesConfig};
 use crate::serve::{Gateway, Inner};
 use crate::upstream::Address;
 
-/// Names are looked up this often: as often as Envoy does (`dns_refresh_rate`), and as Kubernetes' answers hold.
+/// Names are looked up this often: as often as Envoy does (`dns_refresh_rate`).
 const LOOK_UP_EVERY: Duration = Duration::from_secs(5);
 /// Not more often than this, whatever changes.
 const AT_MOST_EVERY: Duration = Duration::from_millis(200);
@@ -158,9 +158,12 @@ impl Inner {
             }
         }
         while let Some(found) = lookups.join_next().await {
-            if let Ok(Some((key, sockets, version))) = found {
-                let _ = self.set_found(key, sockets);
-                watched.extend(version);
+            match found {
+                Ok(Some((key, sockets, version))) => {
+                    let _ = self.set_found(key, sockets);
+                    watched.extend(version);
+                }
+                _ => self.failed_lookups.add(1),
             }
         }
         watched

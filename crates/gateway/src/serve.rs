@@ -144,6 +144,7 @@ pub(crate) struct Inner {
     pub(crate) hedges: CounterOf,
     pub(crate) errors: CounterOf,
     pub(crate) plan_swaps: Counter,
+    pub(crate) failed_lookups: Counter,
     pub(crate) overhead: Histogram,
 }
 
@@ -214,6 +215,7 @@ impl Gateway {
             hedges: CounterOf::default(),
             errors: CounterOf::default(),
             plan_swaps: Counter::default(),
+            failed_lookups: Counter::default(),
             overhead: Histogram::new(&OVERHEAD_S),
         };
         inner.change(|fleet| {

@@ -41,6 +41,7 @@ async fn replicas_behind_a_name_come_and_go() {
     let gateway = start(RoutesConfig { discover: vec![at(name)], ..RoutesConfig::default() }).await;
     let nobody = chat(&gateway).await;
     assert_eq!((nobody.status, nobody.text.contains("no_replica")), (StatusCode::SERVICE_UNAVAILABLE, true));
+    assert_eq!(gateway.metric("boute_lookup_failures_total"), 1.0, "there is no such name");
     let (one, two) =
         (Engine::start(Mood::Slow(Duration::from_millis(150))).await, Engine::start(Mood::Good).await);
     let found = |sockets: &[SocketAddr]| gateway.gateway.set_found("m", name, sockets.to_vec()).unwrap();
