@@ -138,7 +138,7 @@ fn gateway(fleet: &Fleet<'_>, hosts: &[Host<'_>]) -> Value {
 
 fn instructions(fleet: &Fleet<'_>, hosts: &[Host<'_>]) -> String {
     let mut text = format!(
-        "The gateway's image `{}` is yours to build: docs/exports.md has the Dockerfile. Set HF_TOKEN for gated weights.\n\n",
+        "The gateway's image `{}` is yours to build, with the Dockerfile of boute's repository. Set HF_TOKEN for gated weights.\n\n",
         fleet.options.gateway_image
     );
     if hosts.len() == 1 {
