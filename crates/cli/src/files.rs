@@ -86,23 +86,21 @@ pub(crate) fn write_whole_with(
 }
 
 /// Writes files (path, contents, whether it is run), and makes their folders. None takes its name before all are written.
-pub(crate) fn write_all_whole<'a>(
-    files: impl Iterator<Item = (&'a Path, &'a [u8], bool)> + Clone,
-) -> Result<(), Failure> {
+pub(crate) fn write_all_whole(files: &[(&Path, &[u8], bool)]) -> Result<(), Failure> {
     let undo = |path: &Path, error: &std::io::Error| {
-        for (path, ..) in files.clone() {
+        for (path, ..) in files {
             let _ = fs::remove_file(part_of(path));
         }
         Failure::unwritable(path, error)
     };
-    for (path, contents, executable) in files.clone() {
+    for (path, contents, executable) in files {
         let part = part_of(path);
         fs::create_dir_all(path.parent().unwrap_or(Path::new("")))
             .and_then(|()| write_part(&part, |file| file.write_all(contents)))
-            .and_then(|()| if executable { make_executable(&part) } else { Ok(()) })
+            .and_then(|()| if *executable { make_executable(&part) } else { Ok(()) })
             .map_err(|error| undo(path, &error))?;
     }
-    for (path, ..) in files.clone() {
+    for (path, ..) in files {
         fs::rename(part_of(path), path).map_err(|error| undo(path, &error))?;
     }
     Ok(())

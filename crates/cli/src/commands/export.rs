@@ -130,9 +130,9 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
         printer.say(format_args!("{} files, none written:", files.len()));
     } else {
         let pieces = files.iter().zip(&paths);
-        write_all_whole(
-            pieces.map(|(file, path)| (path.as_path(), file.contents.as_bytes(), file.executable)),
-        )?;
+        let pieces: Vec<_> =
+            pieces.map(|(file, path)| (path.as_path(), file.contents.as_bytes(), file.executable)).collect();
+        write_all_whole(&pieces)?;
         left = left_over(folder, &files);
     }
     for path in &paths {

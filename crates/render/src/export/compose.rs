@@ -27,24 +27,24 @@ pub(super) fn files(fleet: &Fleet<'_>, router: Option<&[u8]>) -> Result<Vec<Expo
             services.insert("gateway".into(), gateway.clone());
         }
         let name = if alone { "compose.yaml".into() } else { format!("compose.{}.yaml", host.name) };
-        files.push(file(fleet, name, services));
+        files.push(file(fleet, name, &services));
     }
     if !alone {
         files.push(file(
             fleet,
             "compose.gateway.yaml".into(),
-            Map::from_iter([("gateway".to_owned(), gateway)]),
+            &Map::from_iter([("gateway".to_owned(), gateway)]),
         ));
-        let lines: String = hosts.iter().map(|host| format!("{}=\n", host.variable())).collect();
+        let lines: Vec<String> = hosts.iter().map(|host| format!("{}=", host.variable())).collect();
         let head = "# Copy to .env on every host and fill in: the address of each host.\n";
-        files.push(ExportFile::new("env.example", format!("{head}{lines}")));
+        files.push(ExportFile::new("env.example", format!("{head}{}\n", lines.join("\n"))));
     }
     files.extend(plan_files(fleet.plan, router));
     files.push(readme(fleet, "Running this plan with Docker Compose", &instructions(fleet, &hosts)));
     Ok(files)
 }
 
-fn file(fleet: &Fleet<'_>, name: String, services: Map<String, Value>) -> ExportFile {
+fn file(fleet: &Fleet<'_>, name: String, services: &Map<String, Value>) -> ExportFile {
     let mut project = json!({"name": "boute", "services": services});
     if services.keys().any(|service| service != "gateway") {
         project["volumes"] = json!({"weights": {}});
@@ -138,7 +138,7 @@ fn gateway(fleet: &Fleet<'_>, hosts: &[Host<'_>]) -> Value {
 
 fn instructions(fleet: &Fleet<'_>, hosts: &[Host<'_>]) -> String {
     let mut text = format!(
-        "The gateway's image `{}` is yours to build: docs/exports.md has the Dockerfile. Set HF_TOKEN for gated weights.\n\n",
+        "The gateway's image `{}` is yours to build, with the Dockerfile of boute's repository. Set HF_TOKEN for gated weights.\n\n",
         fleet.options.gateway_image
     );
     if hosts.len() == 1 {

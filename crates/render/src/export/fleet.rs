@@ -328,7 +328,7 @@ pub(super) fn label(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fixture::plan;
+    use crate::fixture::{one_gpu_plan, plan, two_node_plan};
 
     #[test]
     fn stages_spread_evenly_and_stay_within_a_node() {
@@ -355,12 +355,17 @@ mod tests {
 
     #[test]
     fn hosts_are_filled_one_after_the_other() {
-        let (plan, options) = (plan(), Options::default());
-        let fleet = Fleet::new(&plan, &options).unwrap();
-        let hosts = fleet.hosts();
-        let names: Vec<_> = hosts.iter().map(|host| (host.name.as_str(), host.engines.len())).collect();
-        assert_eq!(names, [("l40s-0", 6), ("h100-sxm-0", 1)]);
-        assert_eq!(hosts[1].engines[0].devices, 0..8);
-        assert_eq!(hosts[1].engines[0].port, 8007);
+        let hosts = |plan: &Plan| {
+            let options = Options::default();
+            let fleet = Fleet::new(plan, &options).unwrap();
+            let placed = |it: &Placed| format!("{}/{} {:?} from {}", it.port, it.rank, it.devices, it.leader);
+            let engines = |host: &Host<'_>| host.engines.iter().map(placed).collect::<Vec<_>>().join(", ");
+            let hosts = fleet.hosts();
+            hosts.iter().map(|host| format!("{}: {}", host.name, engines(host))).collect::<Vec<_>>()
+        };
+        assert_eq!(hosts(&one_gpu_plan()), ["l40s-0: 8001/0 0..1 from 0"]);
+        assert_eq!(hosts(&plan())[1], "h100-sxm-0: 8007/0 0..8 from 1");
+        let two = hosts(&two_node_plan());
+        assert_eq!(two[1..], ["h100-sxm-0: 8007/0 0..8 from 1", "h100-sxm-1: 8007/1 0..8 from 1"]);
     }
 }

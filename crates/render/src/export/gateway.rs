@@ -208,7 +208,7 @@ fn network_policy() -> Value {
 /// What to type for all that is applied with `kubectl`.
 pub(super) fn instructions(fleet: &Fleet<'_>) -> String {
     format!(
-        "The gateway's image `{}` is yours to build: docs/exports.md has the Dockerfile. For gated weights:\n\n    \
+        "The gateway's image `{}` is yours to build, with the Dockerfile of boute's repository. For gated weights:\n\n    \
          kubectl create secret generic hf-token --from-literal=HF_TOKEN=...\n\n\
          Then, in the namespace of your choice (`-n`):\n\n    \
          kubectl apply --server-side -f .\n    \

@@ -1,4 +1,4 @@
-//! KServe: an `LLMInferenceService` per group. Its own router is left out, the gateway takes its place, and engines speak
+//! `KServe`: an `LLMInferenceService` per group. Its own router is left out, the gateway takes its place, and engines speak
 //! plain HTTP to it.
 
 use serde_json::{Value, json};
@@ -26,7 +26,7 @@ pub(super) fn files(fleet: &Fleet<'_>, router: Option<&[u8]>) -> Result<Vec<Expo
     Ok(files)
 }
 
-/// The labels that KServe puts on the pods of a service.
+/// The labels that `KServe` puts on the pods of a service.
 fn selector(launch: &Launch<'_>) -> Value {
     leading(launch, json!({"app.kubernetes.io/name": launch.name, "kserve.io/component": "workload"}))
 }

@@ -1,4 +1,4 @@
-//! KubeRay: a `RayService` per group. A `model_id` of Ray Serve has one shape, and a model may have several here.
+//! `KubeRay`: a `RayService` per group. A `model_id` of Ray Serve has one shape, and a model may have several here.
 
 use serde_json::{Map, Value, json};
 

@@ -1,4 +1,4 @@
-//! SkyPilot: a service per group, whose replicas it starts, watches and balances; a task per replica where that spans
+//! `SkyPilot`: a service per group, whose replicas it starts, watches and balances; a task per replica where that spans
 //! nodes, which services do not.
 
 use std::fmt::Write;

@@ -1,5 +1,6 @@
 //! Three plans on every target: what is written is valid, the same each time, and what is broken is refused.
 
+use std::path::Path;
 use std::sync::LazyLock;
 
 use boute_render::export::{ExportError, ExportFile, Labels, Options, Target, export};
@@ -30,6 +31,10 @@ fn exported(target: Target, plan: &Plan, options: &Options) -> Vec<ExportFile> {
     export(target, plan, Some(&router()), options).unwrap()
 }
 
+fn is_yaml(file: &ExportFile) -> bool {
+    Path::new(&file.path).extension().is_some_and(|extension| extension == "yaml")
+}
+
 /// The documents of a file.
 fn documents(file: &ExportFile) -> Vec<Value> {
     let read =
@@ -40,8 +45,7 @@ fn documents(file: &ExportFile) -> Vec<Value> {
 /// What is wrong with a file of a target, by the schema for it.
 fn wrong(schemas: &Schemas, target: Target, file: &ExportFile) -> Vec<String> {
     let by = |validator: &Validator| documents(file).iter().flat_map(|it| problems(validator, it)).collect();
-    let name = file.path.rsplit('/').next().unwrap();
-    if !name.ends_with(".yaml") {
+    if !is_yaml(file) {
         return Vec::new();
     }
     match target {
@@ -198,7 +202,7 @@ fn hostile_names_do_no_harm() {
                 target.name(),
                 file.path
             );
-            if file.path.ends_with(".yaml") {
+            if is_yaml(&file) {
                 documents(&file);
             }
         }
