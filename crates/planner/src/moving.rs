@@ -32,7 +32,7 @@ pub struct Terms {
 }
 
 impl Default for Terms {
-    /// All assumed: two minutes for a machine, 2 GB/s (a local NVMe disk, or 16 Gbit/s from a store), a minute of warm-up; four hours
+    /// All assumed: two minutes for a machine, 2 GB/s (a local disk, or 16 Gbit/s from a store), a minute of warm-up; four hours
     /// and five per cent.
     fn default() -> Self {
         Self { machine_s: 120.0, load_bytes_per_s: 2e9, warm_up_s: 60.0, horizon_h: 4.0, least_gain: 0.05 }

@@ -9,7 +9,7 @@ use boute_planner::{Database, Problem, Strategy, plan};
 use boute_router::certify::FloorRule;
 use boute_router::decide::Decider;
 use boute_router::policy::{assign, evaluate};
-use boute_spec::plan::{Objective, Plan};
+use boute_spec::plan::{Objective, Plan, ReplicaGroup};
 
 use super::{problem, quiet, trace};
 
@@ -103,7 +103,7 @@ fn what_is_new_runs_before_anything_old_stops() {
         Stage::Fleet { deployment } => Some(deployment),
         _ => None,
     });
-    let groups = |groups: &[boute_spec::plan::ReplicaGroup]| -> BTreeMap<String, u32> {
+    let groups = |groups: &[ReplicaGroup]| -> BTreeMap<String, u32> {
         groups.iter().map(|group| (group.id.clone(), group.replicas)).collect()
     };
     let last = fleets.last().unwrap();
@@ -117,7 +117,7 @@ fn lost_gpus_are_replaced_within_what_is_left() {
     let scene = scene();
     let group = scene.plan.deployment.groups.iter().max_by_key(|group| group.gpus()).unwrap();
     let uses = |plan: &Plan| -> u32 {
-        plan.deployment.groups.iter().filter(|it| it.gpu == group.gpu).map(|it| it.gpus()).sum()
+        plan.deployment.groups.iter().filter(|it| it.gpu == group.gpu).map(ReplicaGroup::gpus).sum()
     };
     // As long as others of the type are free, nothing is missing.
     let free = 16 - uses(&scene.plan);

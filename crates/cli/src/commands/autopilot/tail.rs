@@ -158,6 +158,7 @@ mod tests {
         assert_eq!(counts, [(10, 2), (11, 1)]);
         assert_eq!((ended[0].prompt_tokens, ended[0].mix.total()), (20, 2));
         File::create(&path).unwrap();
+        assert!(traffic.ended(121).is_empty());
         append(&line(145));
         append("no line of ours\n");
         let counts: Vec<(u64, u64)> =
