@@ -485,6 +485,9 @@ pub(crate) fn calibration(bins: &[(f64, f64, usize)]) -> String {
     out
 }
 
+/// Gains beyond this are drawn here, hollow: a baseline that carries next to nothing would hide all others.
+const FARTHEST_GAIN: f64 = 5.0;
+
 /// Gains as dots on one line per row, each row's ascending, with a bar from quartile to quartile and the median written at
 /// the end; rows without gains say so.
 pub(crate) fn gains(rows: &[(String, &[f64])], label: &str) -> String {
@@ -492,7 +495,7 @@ pub(crate) fn gains(rows: &[(String, &[f64])], label: &str) -> String {
     let height = rows.len() as f64 * row_height + 30.0;
     let all = rows.iter().flat_map(|(_, gains)| gains.iter().copied());
     let low = all.clone().fold(0.0, f64::min);
-    let high = all.fold(0.01, f64::max);
+    let high = all.fold(0.01, f64::max).min(FARTHEST_GAIN);
     let air = (high - low) * 0.03;
     let x = Scale { low: low - air, high: high + air, from: left, to: width - right };
     let mut out =
@@ -529,9 +532,10 @@ pub(crate) fn gains(rows: &[(String, &[f64])], label: &str) -> String {
         for gain in *gains {
             let _ = write!(
                 out,
-                "<circle cx=\"{:.1}\" cy=\"{y:.1}\" r=\"3\" fill=\"{}\" fill-opacity=\"0.6\"/>",
-                x.at(*gain),
-                series(0)
+                "<circle cx=\"{:.1}\" cy=\"{y:.1}\" r=\"3\" stroke=\"{1}\" fill=\"{1}\" fill-opacity=\"{2}\"/>",
+                x.at(gain.min(FARTHEST_GAIN)),
+                series(0),
+                if *gain > FARTHEST_GAIN { 0.0 } else { 0.6 }
             );
         }
     }
