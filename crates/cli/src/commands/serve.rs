@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use boute_gateway::{
-    AdmissionLimits, EQUAL_SPEED, EmulatedReplicas, Gateway, Keys, KubernetesApi, Limits, RoutesConfig, Settings, Tls,
-    Upstream, UpstreamKeys, UpstreamTls,
+    AdmissionLimits, EQUAL_SPEED, EmulatedReplicas, Gateway, Keys, KubernetesApi, Limits, RoutesConfig,
+    Settings, Tls, Upstream, UpstreamKeys, UpstreamTls,
 };
 use boute_router::Scorer;
 use boute_router::balance::{Balancing, ReplicaSpeed};
@@ -149,7 +149,8 @@ struct LimitArgs {
 
 /// A share of most streams, as a percentage.
 fn share(text: &str) -> Result<f64, String> {
-    let percent = text.trim_end_matches('%').parse::<f64>().ok().filter(|percent| (50.0..=99.9).contains(percent));
+    let percent =
+        text.trim_end_matches('%').parse::<f64>().ok().filter(|percent| (50.0..=99.9).contains(percent));
     percent.map(|percent| percent / 100.0).ok_or_else(|| "write a percentage from 50% to 99.9%".into())
 }
 
@@ -214,15 +215,16 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
         gateway.set_keys(keys);
         let listener = bind(args.listen, "--listen").await?;
         let admin = bind_admin(args, printer).await?;
-        let mut replicas = match &emulated {
+        let replicas = match &emulated {
             Some(emulated) => format!("{} emulated replicas", emulated.upstreams.len()),
             None => format!("{} replicas", named_replicas(args, None)?.len()),
         };
-        if !args.discover.is_empty() {
-            replicas += &format!(" and those at {}", args.discover.join(", "));
-        }
+        let found = match &*args.discover {
+            [] => String::new(),
+            names => format!(" and those at {}", names.join(", ")),
+        };
         printer.say(format_args!(
-            "{replicas} behind {}://{}/v1, metrics at http://{}/metrics",
+            "{replicas}{found} behind {}://{}/v1, metrics at http://{}/metrics",
             if tls.is_some() { "https" } else { "http" },
             listener.local_addr().map_err(Failure::unexpected)?,
             admin.local_addr().map_err(Failure::unexpected)?
@@ -282,7 +284,9 @@ fn kubernetes(args: &Args) -> Result<Option<KubernetesApi>, Failure> {
     let Some(named) = args.discover.iter().find(|named| named.contains("=k8s://")) else { return Ok(None) };
     let missing = || {
         Failure::input(
-            format_args!("`{named}` is looked up in the cluster that the gateway runs in, and it runs in none"),
+            format_args!(
+                "`{named}` is looked up in the cluster that the gateway runs in, and it runs in none"
+            ),
             "run it as a pod whose service account may list and watch EndpointSlices, or name a host: `http://…`",
         )
     };
@@ -295,13 +299,11 @@ async fn bind_admin(args: &Args, printer: Printer) -> Result<TcpListener, Failur
         return bind(address, "--admin").await;
     }
     let next = args.listen.port().checked_add(1).filter(|port| *port > 1).unwrap_or(0);
-    match bind((Ipv4Addr::LOCALHOST, next).into(), "--admin").await {
-        Ok(listener) => Ok(listener),
-        Err(_) => {
-            printer.say(format_args!("port {next} is taken: operators get another; `--admin HOST:PORT` chooses it"));
-            bind((Ipv4Addr::LOCALHOST, 0).into(), "--admin").await
-        }
+    if let Ok(listener) = bind((Ipv4Addr::LOCALHOST, next).into(), "--admin").await {
+        return Ok(listener);
     }
+    printer.say(format_args!("port {next} is taken: operators get another; `--admin HOST:PORT` chooses it"));
+    bind((Ipv4Addr::LOCALHOST, 0).into(), "--admin").await
 }
 
 /// What is served: by the plan, if there is one, and by the command line.
@@ -408,7 +410,8 @@ async fn watch_files(
     let mut keys = Watched::new(args.access.keys.as_deref());
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
-        if let Some(path) = plan.changed().or_else(|| replicas.changed()).or_else(|| upstream_keys.changed()) {
+        if let Some(path) = plan.changed().or_else(|| replicas.changed()).or_else(|| upstream_keys.changed())
+        {
             let planned = tokio::task::block_in_place(|| args.plan.as_deref().map(Planned::read).transpose());
             let swapped = planned
                 .and_then(|planned| routes(planned.as_ref()))
