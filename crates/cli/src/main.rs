@@ -78,7 +78,7 @@ enum Command {
     /// Tune anything by measurement: the optimiser alone, as JSON lines on stdin and stdout.
     Optimize(optimize::Args),
     /// Serve a plan: the OpenAI-compatible gateway.
-    Serve(serve::Args),
+    Serve(Box<serve::Args>),
     /// Run one emulated vLLM replica.
     Mock(mock::Args),
     /// Measure a live OpenAI-compatible engine, and correct the model of its speed.

@@ -39,12 +39,11 @@ impl Begins {
 
     /// A stream has begun after `time`.
     fn begun(&self, share: f64, time: Duration) {
-        match self.within(share) {
-            Some(within) => self.step(share, time <= within),
-            None => {
-                self.within_ns.fetch_max(time.as_nanos() as u64, Relaxed);
-                self.seen.fetch_add(1, Relaxed);
-            }
+        if let Some(within) = self.within(share) {
+            self.step(share, time <= within);
+        } else {
+            self.within_ns.fetch_max(time.as_nanos() as u64, Relaxed);
+            self.seen.fetch_add(1, Relaxed);
         }
     }
 

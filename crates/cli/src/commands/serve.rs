@@ -228,16 +228,17 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
         gateway.set_keys(keys);
         let listener = bind(args.listen, "--listen").await?;
         let admin = bind_admin(args, printer).await?;
-        let mut replicas = match &emulated {
+        let replicas = match &emulated {
             Some(emulated) => format!("{} emulated replicas", emulated.upstreams.len()),
             None => format!("{} replicas", named_replicas(args, None)?.len()),
         };
         let operators = admin.local_addr().map_err(Failure::unexpected)?;
-        if !args.discover.is_empty() {
-            replicas += &format!(" and those at {}", args.discover.join(", "));
-        }
+        let found = match &*args.discover {
+            [] => String::new(),
+            names => format!(" and those at {}", names.join(", ")),
+        };
         printer.say(format_args!(
-            "{replicas} behind {}://{}/v1; http://{operators}/dashboard shows what happens, \
+            "{replicas}{found} behind {}://{}/v1; http://{operators}/dashboard shows what happens, \
              http://{operators}/metrics counts it",
             if tls.is_some() { "https" } else { "http" },
             listener.local_addr().map_err(Failure::unexpected)?,
@@ -312,15 +313,11 @@ async fn bind_admin(args: &Args, printer: Printer) -> Result<TcpListener, Failur
         return bind(address, "--admin").await;
     }
     let next = args.listen.port().checked_add(1).filter(|port| *port > 1).unwrap_or(0);
-    match bind((Ipv4Addr::LOCALHOST, next).into(), "--admin").await {
-        Ok(listener) => Ok(listener),
-        Err(_) => {
-            printer.say(format_args!(
-                "port {next} is taken: operators get another; `--admin HOST:PORT` chooses it"
-            ));
-            bind((Ipv4Addr::LOCALHOST, 0).into(), "--admin").await
-        }
+    if let Ok(listener) = bind((Ipv4Addr::LOCALHOST, next).into(), "--admin").await {
+        return Ok(listener);
     }
+    printer.say(format_args!("port {next} is taken: operators get another; `--admin HOST:PORT` chooses it"));
+    bind((Ipv4Addr::LOCALHOST, 0).into(), "--admin").await
 }
 
 /// What is served: by the plan, if there is one, and by the command line.
@@ -431,11 +428,6 @@ async fn watch_files(
     let mut void = None;
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
-        let alarm = gateway.alarm();
-        if let Some(alarm) = alarm.as_ref().filter(|alarm| void.as_ref() != Some(*alarm)) {
-            printer.error(&format!("the plan's promise of quality is void: {alarm}"));
-        }
-        void = alarm;
         if let Some(path) = plan.changed().or_else(|| replicas.changed()).or_else(|| upstream_keys.changed())
         {
             let planned = tokio::task::block_in_place(|| args.plan.as_deref().map(Planned::read).transpose());
