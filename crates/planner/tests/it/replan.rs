@@ -100,14 +100,14 @@ fn what_is_new_runs_before_anything_old_stops() {
         swap < at(|it| matches!(it, Step::Drain { .. })) && swap < at(|it| matches!(it, Step::Stop { .. }))
     );
     // The last fleet is the plan's.
-    let fleets = moving.stages.iter().filter_map(|stage| match stage {
+    let mut fleets = moving.stages.iter().filter_map(|stage| match stage {
         Stage::Fleet { deployment } => Some(deployment),
         _ => None,
     });
     let groups = |groups: &[ReplicaGroup]| -> BTreeMap<String, u32> {
         groups.iter().map(|group| (group.id.clone(), group.replicas)).collect()
     };
-    let last = fleets.last().unwrap();
+    let last = fleets.next_back().unwrap();
     assert_eq!(groups(&last.groups), groups(&answer.plan.unwrap().deployment.groups));
     // Both are paid for while weights are loaded, which costs money but less than the saving brings within hours.
     assert!(moving.usd > 0.0 && moving.seconds > 180.0);
