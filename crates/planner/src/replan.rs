@@ -247,7 +247,7 @@ impl Replanning<'_> {
         }
         let kept = rerouted.as_ref().or(present.as_ref());
         let best = self.best(kept)?;
-        let other = best.as_ref().filter(|best| kept.is_none_or(|kept| !self.same_fleet(kept, best)));
+        let other = best.as_ref().filter(|best| kept.is_none_or(|kept| !same_fleet(kept, best)));
         let moving = other.map(|best| self.way_to(best, terms));
         let saving = other.map_or(0.0, |best| now.usd_per_hour - best.deployment.usd_per_hour());
         let pay_back_h = moving
@@ -432,10 +432,6 @@ impl Replanning<'_> {
         }
     }
 
-    fn same_fleet(&self, a: &Attempt, b: &Attempt) -> bool {
-        a.choice.fleet.counts() == b.choice.fleet.counts() && (a.rate - b.rate).abs() < 1e-9
-    }
-
     /// The move to an attempt from what runs.
     fn way_to(&self, best: &Attempt, terms: &Terms) -> Moving {
         let stock = self.problem.offers.iter().map(|offer| (offer.gpu.name.clone(), offer.stock)).collect();
@@ -510,4 +506,8 @@ impl Replanning<'_> {
         draft.routing.fallback.values_mut().for_each(|others| others.retain(runs));
         Ok(Plan::try_from(draft)?)
     }
+}
+
+fn same_fleet(a: &Attempt, b: &Attempt) -> bool {
+    a.choice.fleet.counts() == b.choice.fleet.counts() && (a.rate - b.rate).abs() < 1e-9
 }

@@ -114,9 +114,9 @@ fn moves_are_counted_and_a_person_has_the_last_word() {
         let acts = decision.acts.len();
         autopilot.note(&Record { at_s: signals.now_s, entry: Entry::Decided(decision) });
         assert!(acts == 0 || autopilot.question(&signals).is_none(), "one at a time");
-        (0..acts).for_each(|number| {
-            autopilot.note(&Record { at_s: signals.now_s, entry: Entry::Done { number } })
-        });
+        for number in 0..acts {
+            autopilot.note(&Record { at_s: signals.now_s, entry: Entry::Done { number } });
+        }
     }
     assert_eq!(made, Settings::default().moves_per_day);
     // What only saves is not even asked for then.
@@ -164,7 +164,9 @@ impl World {
         let (records, whole) = read_journal(&text).expect("only the last line may be cut off");
         self.journal.truncate(whole);
         let mut autopilot = Autopilot::new(Settings::default());
-        records.iter().for_each(|record| autopilot.note(record));
+        for record in &records {
+            autopilot.note(record);
+        }
         autopilot
     }
 

@@ -149,7 +149,9 @@ fn say(said: &Said, printer: Printer) -> Result<Ending, Failure> {
 
 fn status(folder: &Folder, printer: Printer) -> Result<Ending, Failure> {
     let mut autopilot = Autopilot::new(Settings::default());
-    folder.records()?.iter().for_each(|record| autopilot.note(record));
+    for record in &folder.records()? {
+        autopilot.note(record);
+    }
     let (now_s, last) = (now_s(), autopilot.last_decision());
     printer.data(&serde_json::json!({
         "hold": folder.hold(),
@@ -224,7 +226,9 @@ impl<'a> Pilot<'a> {
             moves_per_day: args.moves_per_day,
             terms: args.moving.terms(),
         });
-        records.iter().for_each(|record| autopilot.note(record));
+        for record in &records {
+            autopilot.note(record);
+        }
         let traffic = Traffic::follow(&args.decisions, interval_s, autopilot.next_interval());
         let (database, loaded) = (database(), None);
         Ok(Self { args, printer, folder, journal, autopilot, traffic, database, loaded, router_file })
