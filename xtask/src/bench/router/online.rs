@@ -12,6 +12,7 @@ use super::{Report, Set};
 
 const ALPHA: f64 = 0.05;
 const LIFE: usize = 100_000;
+const DAY: usize = 864_000;
 /// Points of a drop.
 const DROP: f64 = 0.05;
 
@@ -19,6 +20,9 @@ pub(super) fn run(set: &Set, small: bool, report: &mut Report) {
     let runs = if small { 40 } else { 400 };
     feedback(set, runs, report);
     drift(set, if small { 10 } else { 100 }, report);
+    if !small {
+        unseen(set, report);
+    }
 }
 
 /// Scores of the weak model, drawn from the unseen ones; the monitor vouches for exactly their mean, the hardest case.
@@ -103,6 +107,25 @@ fn drift(set: &Set, runs: u64, report: &mut Report) {
             format!("  queries until {:.0} % of another task are noticed, 95th percentile", share * 100.0);
         report.at_most(&name, found[found.len() * 95 / 100] as f64, bar);
     }
+}
+
+/// The same for ordinary traffic that the calibration has not seen, the test queries, over a day at ten queries a second: the
+/// calibration is a sample, and its own error counts at every look.
+fn unseen(set: &Set, report: &mut Report) {
+    const LIVES: u64 = 20;
+    let reference = reference(&set.validation);
+    let alarmed = |seed: u64| {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let mut monitor = Monitor::new(reference.clone(), ALPHA);
+        (0..DAY).any(|_| {
+            let query = rng.random_range(0..set.test.len());
+            monitor.observe(set.test.predicted(query), set.test.novelty[query]).is_some()
+        })
+    };
+    let alarms = (0..LIVES).into_par_iter().filter(|seed| alarmed(*seed)).count();
+    report.note(&format!(
+        "  test queries in place of the calibration's: {alarms} of {LIVES} lives of {DAY} have an alarm"
+    ));
 }
 
 /// Every model answers every query.
