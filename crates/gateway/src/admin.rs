@@ -10,6 +10,7 @@ use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+use crate::dashboard;
 use crate::http::{Request, Response, Service, json_response, read_body, serve, text_response};
 use crate::metrics::{describe, label, sample};
 use crate::openai::Failure;
@@ -35,7 +36,7 @@ struct ReplicaBody {
 }
 
 impl Gateway {
-    /// Serves operators on `listener` until `stop` says so: `/metrics`, `/health`, and replicas under `/admin/replicas`
+    /// Serves operators on `listener` until `stop` says so: `/metrics`, `/health`, `/dashboard`, and replicas under `/admin/replicas`
     /// (GET; POST and DELETE with `{"model": …, "url": …}`). Whoever reaches it may do anything: keep it on loopback.
     pub async fn serve_admin(&self, listener: TcpListener, stop: watch::Receiver<bool>) {
         let admin = Arc::new(Admin(Arc::clone(&self.0)));
@@ -61,6 +62,8 @@ impl Admin {
         match path.as_str() {
             "/metrics" if reads => Ok(text_response(self.0.metrics())),
             "/health" if reads => Ok(self.0.health()),
+            "/dashboard" if method == Method::GET => Ok(dashboard::page()),
+            "/dashboard/events" if method == Method::GET => Ok(dashboard::events(&self.0)),
             "/admin/replicas" if reads => Ok(self.replicas()),
             "/admin/replicas" if method == Method::POST || method == Method::DELETE => {
                 let body = read_body(request.into_body(), self.0.limits.client.body).await?;
@@ -71,7 +74,9 @@ impl Admin {
                 if method == Method::POST { self.add(model, url) } else { self.remove(&model, &url) }
             }
             "/admin/replicas" => Err(Failure::wrong_method(&method, "GET, POST, DELETE")),
-            "/metrics" | "/health" => Err(Failure::wrong_method(&method, "GET")),
+            "/metrics" | "/health" | "/dashboard" | "/dashboard/events" => {
+                Err(Failure::wrong_method(&method, "GET"))
+            }
             _ => Err(Failure::no_such_path()),
         }
     }
@@ -144,7 +149,7 @@ impl Admin {
 type Read = fn(&Replica) -> u64;
 
 impl Inner {
-    fn metrics(&self) -> String {
+    pub(crate) fn metrics(&self) -> String {
         let (routes, now) = (self.routes(), self.now_ms());
         let mut out = String::new();
         ModelTraffic::write(&mut out, routes.models.iter().map(|model| (&*model.name, &*model.traffic)));

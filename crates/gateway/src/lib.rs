@@ -6,6 +6,7 @@ mod affinity;
 pub mod bench;
 mod checks;
 pub mod client;
+mod dashboard;
 mod decisions;
 pub mod emulate;
 pub mod engine_metrics;

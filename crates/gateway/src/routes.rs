@@ -43,6 +43,8 @@ pub struct RoutesConfig {
     pub fallback: BTreeMap<String, Vec<String>>,
     /// What a million tokens cost, by model, in USD.
     pub usd_per_million_tokens: BTreeMap<String, f64>,
+    /// The plan that all of this is of, for people to look at.
+    pub plan: Option<Arc<PlanDraft>>,
 }
 
 /// Why a gateway cannot serve what it is told to.
@@ -79,6 +81,7 @@ impl RoutesConfig {
             upstreams,
             fallback: plan.routing.fallback.clone(),
             usd_per_million_tokens: model_prices(plan),
+            plan: Some(Arc::new(plan.clone())),
             ..Self::default()
         }
     }

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use boute_router::balance::{Balancing, Candidate, RequestSize, pick};
+use boute_spec::plan::PlanDraft;
 use bytes::{Bytes, BytesMut};
 use http_body_util::Full;
 use hyper::body::{Body as HttpBody, Incoming};
@@ -269,6 +270,11 @@ impl Inner {
 
     pub(crate) fn routes(&self) -> Arc<Routes> {
         Arc::clone(&self.routes.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The plan in force, if there is one.
+    pub(crate) fn plan(&self) -> Option<Arc<PlanDraft>> {
+        self.fleet.lock().unwrap_or_else(PoisonError::into_inner).config.plan.clone()
     }
 
     pub(crate) fn now_ms(&self) -> u64 {
