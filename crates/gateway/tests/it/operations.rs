@@ -5,11 +5,7 @@ use std::time::Duration;
 use boute_gateway::{RoutesConfig, Settings};
 use boute_spec::data_file::parse_trace;
 use boute_spec::policy::RoutingPolicy;
-use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
 use hyper::StatusCode;
-use hyper_util::client::legacy::Client;
-use hyper_util::rt::TokioExecutor;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -111,52 +107,6 @@ async fn replicas_come_and_go_while_it_runs() {
         "not for clients"
     );
     assert_eq!(send(gateway.address, "GET", path, "").await.status, StatusCode::NOT_FOUND);
-}
-
-/// The page shows a replica that dies and a plan that changes within two seconds, and is no reason not to stop.
-#[tokio::test]
-async fn the_dashboard_follows_the_fleet() {
-    let engine = Engine::start(Mood::Good).await;
-    let gateway = gateway(vec![upstream("m", engine.address)], None).await;
-    let (admin, address) = listener().await;
-    let (served, stop) = (gateway.gateway.clone(), gateway.stop.subscribe());
-    let serving = tokio::spawn(async move { served.serve_admin(admin, stop).await });
-    let page = send(address, "GET", "/dashboard", "").await;
-    assert_eq!(page.headers["content-type"], "text/html; charset=utf-8");
-    assert!(!page.text.contains("http"), "nothing is from elsewhere");
-    assert_eq!(send(address, "POST", "/dashboard/events", "").await.status, StatusCode::METHOD_NOT_ALLOWED);
-
-    let client = Client::builder(TokioExecutor::new()).build_http::<Full<Bytes>>();
-    let events = client.get(format!("http://{address}/dashboard/events").parse().unwrap()).await.unwrap();
-    assert_eq!(events.headers()["content-type"], "text/event-stream");
-    let mut events = events.into_body();
-    let mut next = async || -> Option<Value> {
-        let frame = events.frame().await?.unwrap().into_data().unwrap();
-        let event = std::str::from_utf8(&frame).unwrap();
-        Some(serde_json::from_str(event.strip_prefix("data: ")?).unwrap())
-    };
-    let states = |event: &Value| -> Vec<String> {
-        let replicas = event["replicas"].as_array().unwrap().iter();
-        replicas
-            .map(|it| format!("{} {}", it["name"].as_str().unwrap(), it["state"].as_str().unwrap()))
-            .collect()
-    };
-    let first = next().await.unwrap();
-    assert_eq!((states(&first), &first["plan"]), (vec!["m-0 well".to_owned()], &Value::Null));
-    assert!(first["metrics"].as_str().unwrap().contains("boute_replica_well"));
-
-    let dead = json!({"model": "m", "url": "http://127.0.0.1:1"}).to_string();
-    send(address, "POST", "/admin/replicas", dead).await;
-    gateway.gateway.swap(constant(vec![upstream("n", engine.address)], None)).unwrap();
-    next().await.unwrap();
-    let second = next().await.unwrap();
-    assert_eq!(states(&second), ["m-1 down", "n-2 well"], "two events, a second each");
-    assert!(second["metrics"].as_str().unwrap().contains("boute_plan_swaps_total{} 1\n"));
-
-    gateway.stop.send(true).unwrap();
-    let ended = tokio::time::timeout(Duration::from_secs(3), async { while next().await.is_some() {} }).await;
-    assert!(ended.is_ok(), "the stream ends when the gateway stops");
-    serving.await.unwrap();
 }
 
 /// The log of decisions is a trace; feedback is kept beside it.

@@ -48,6 +48,7 @@ async fn two_models() -> (Running, Engine, Engine) {
         fallback: BTreeMap::from([("large".to_owned(), vec!["small".to_owned()])]),
         usd_per_million_tokens: [("small", 0.1), ("large", 1.0)].map(|(m, usd)| (m.to_owned(), usd)).into(),
         balancing: Balancing::default(),
+        plan: None,
     };
     let settings = Settings { limits: limits(), ..Settings::default() };
     (Running::start(config, settings).await, small, large)
