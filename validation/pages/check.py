@@ -7,8 +7,9 @@ those in goldens/ (in light, dark and at 390 pixels).
     validation/pages/check.py --boute target/release/boute [--report boute-demo/report.html] [--update]
 
 `plan.json`, `promised.json` and `measured.json` are of `boute demo`, kept here so that the pictures do not change with the planner;
-`--report` checks another page as well, without pictures. Exit status 1 if anything is wrong. Takes about half a minute."""
-import argparse, json, pathlib, shutil, subprocess, sys, tempfile, time, urllib.request
+`--report` checks another page as well, without pictures. The dashboard is that of a gateway before the two emulated replicas of `fleet.json`: it must show
+traffic, a replica that is killed and a plan that changes. Exit status 1 if anything is wrong. Takes about a minute."""
+import argparse, json, pathlib, shutil, socket, subprocess, sys, tempfile, threading, time, urllib.request
 
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image, ImageChops, ImageStat
@@ -105,6 +106,80 @@ def report(browser, path, name, update=None):
         page.close()
 
 
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def ask(port):
+    """A short request; what came of it is the dashboard's to show."""
+    body = {"model": "auto", "max_tokens": 8, "messages": [{"role": "user", "content": "hello"}]}
+    url, head = f"http://127.0.0.1:{port}/v1/chat/completions", {"content-type": "application/json"}
+    try:
+        urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode(), head), timeout=20).read()
+    except OSError:
+        pass
+
+
+def dashboard(browser, boute, folder):
+    plan = pathlib.Path(folder) / "fleet.json"
+    shutil.copy(HERE / "fleet.json", plan)
+    engines = [free_port() for _ in range(2)]
+    port, admin = free_port(), free_port()
+    mock = [boute, "-q", "mock", "--model", "llama-3.1-8b", "--gpu", "L40S", "--time-scale", "10"]
+    processes = [subprocess.Popen([*mock, "--listen", f"127.0.0.1:{engine}"]) for engine in engines]
+    replicas = [f"--replica=llama-3.1-8b=http://127.0.0.1:{engine}" for engine in engines]
+    addresses = ["--listen", f"127.0.0.1:{port}", "--admin", f"127.0.0.1:{admin}"]
+    processes.append(subprocess.Popen([boute, "-q", "serve", plan, *replicas, *addresses]))
+    try:
+        watch_dashboard(browser, port, admin, plan, processes)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def watch_dashboard(browser, port, admin, plan, processes):
+    for _ in range(100):
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{admin}/health").read()
+            break
+        except OSError:
+            time.sleep(0.1)
+    pages = []
+    for view, width, height, scheme in VIEWS:
+        page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+        watched(page, f"dashboard-{view}")
+        page.goto(f"http://127.0.0.1:{admin}/dashboard")
+        pages.append((f"dashboard-{view}", page))
+    askers = [threading.Thread(target=lambda: [ask(port) for _ in range(4)]) for _ in range(4)]
+    for asker in askers:
+        asker.start()
+    for asker in askers:
+        asker.join()
+    for name, page in pages:
+        page.wait_for_function("document.getElementById('models').innerText.includes('100%')", timeout=10_000)
+        for wanted in ["live", "2 well", "$5.40/h", "e2e_p95", "kept"]:
+            check(wanted in page.locator("main").inner_text(), f"{name}: `{wanted}` is not shown")
+        accessible(page, name)
+        fits(page, name)
+    # A killed replica and another plan are seen at the next look or the one after.
+    processes[0].kill()
+    killed = time.monotonic()
+    for name, page in pages:
+        page.wait_for_function("/1 (down|out)/.test(document.getElementById('count').innerText)", timeout=10_000)
+    print(f"a killed replica is seen after {time.monotonic() - killed:.1f} s (three health checks, a second apart, and a look)")
+    swapped = json.loads(plan.read_text()) | {"strategy": "another"}
+    plan.write_text(json.dumps(swapped))
+    changed = time.monotonic()
+    for name, page in pages:
+        page.wait_for_function("document.getElementById('tiles').innerText.includes('another, 1 swaps')", timeout=10_000)
+    print(f"another plan is seen after {time.monotonic() - changed:.1f} s")
+    for name, page in pages:
+        page.close()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--boute", default="target/release/boute")
@@ -122,6 +197,7 @@ def main():
         report(browser, made, "report", args.update)
         if args.report:
             report(browser, args.report, args.report.name)
+        dashboard(browser, args.boute, folder)
         browser.close()
     print(f"{len(wrong)} wrong, {time.monotonic() - started:.0f} s")
     sys.exit(bool(wrong))

@@ -122,13 +122,15 @@ fn escaped(text: &str) -> String {
 /// A struct as it stands in the source: its name, what it is, and its fields with type and documentation.
 struct Struct {
     name: String,
+    /// The struct that stands in the file in its place.
+    in_file: Option<String>,
     about: String,
     fields: Vec<[String; 3]>,
 }
 
-/// The public structs with named fields in `source`, which is formatted by rustfmt.
+/// The structs with named fields in `source`, which is formatted by rustfmt.
 fn parse_structs(source: &str) -> Vec<Struct> {
-    let (mut found, mut comment, mut open) = (Vec::new(), Vec::new(), None::<Struct>);
+    let (mut found, mut comment, mut in_file, mut open) = (Vec::new(), Vec::new(), None, None::<Struct>);
     for line in source.lines() {
         let text = line.trim();
         if let Some(doc) = text.strip_prefix("///") {
@@ -136,20 +138,22 @@ fn parse_structs(source: &str) -> Vec<Struct> {
             continue;
         }
         if text.starts_with("#[") {
+            let other = text.split_once("try_from = \"").and_then(|(_, rest)| rest.split_once('"'));
+            in_file = other.map(|(name, _)| name.to_owned()).or(in_file);
             continue;
         }
         let about = std::mem::take(&mut comment).join(" ");
+        let in_file = in_file.take();
+        let text = text.strip_prefix("pub ").unwrap_or(text);
         match &mut open {
             None => {
-                let name = text.strip_prefix("pub struct ").and_then(|rest| rest.strip_suffix(" {"));
-                open = name.map(|name| Struct { name: name.into(), about, fields: Vec::new() });
+                let name = text.strip_prefix("struct ").and_then(|rest| rest.strip_suffix(" {"));
+                open = name.map(|name| Struct { name: name.into(), in_file, about, fields: Vec::new() });
             }
             Some(_) if text == "}" => found.extend(open.take()),
             Some(open) => {
-                let field = text.strip_prefix("pub ").and_then(|field| field.split_once(": "));
-                let field =
-                    field.map(|(name, kind)| [name.to_owned(), kind.trim_end_matches(',').to_owned(), about]);
-                open.fields.extend(field);
+                let field = text.trim_end_matches(',').split_once(": ");
+                open.fields.extend(field.map(|(name, kind)| [name.to_owned(), kind.to_owned(), about]));
             }
         }
     }
@@ -164,9 +168,14 @@ fn structs(title: &str, about: &str, source: &str, top: &str) -> String {
     let mut next = 0;
     while let Some(name) = met.get(next) {
         next += 1;
-        let Some(it) = all.iter().find(|it| it.name == *name) else { continue };
+        let find = |name: &str| all.iter().find(|it| it.name == name);
+        let Some(named) = find(name) else { continue };
+        let it = named.in_file.as_deref().and_then(find).unwrap_or(named);
         let _ = write!(out, "\n## {}\n\n{}\n\n| key | type | meaning |\n|---|---|---|\n", it.name, it.about);
         for [key, kind, about] in &it.fields {
+            // What the file's form does not say, the public one does.
+            let said = named.fields.iter().find(|[name, ..]| name == key).map(|[.., about]| about);
+            let about = said.filter(|_| about.is_empty()).unwrap_or(about);
             let _ = writeln!(out, "| `{key}` | `{}` | {} |", escaped(kind), escaped(about));
             let words = kind.split(|c: char| !c.is_alphanumeric());
             for word in words.filter(|word| all.iter().any(|it| it.name == *word)) {
@@ -213,11 +222,12 @@ fn described(code: &str) -> Vec<(String, (String, String))> {
         if is_name(text) && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
             name = text;
         } else if matches!(text, "counter" | "gauge" | "histogram") && !name.is_empty() {
-            if let Some(help) = literals.get(at + 1) {
+            // A table of metrics says the kind once, below it: what follows is another name.
+            if let Some(help) = literals.get(at + 1).filter(|help| !is_name(help)) {
                 found.push((name.to_owned(), (text.to_owned(), (*help).to_owned())));
             }
         } else if name.starts_with("gen_ai_server") && text.ends_with('.') && text.contains(' ') {
-            // A table of histograms, whose kind is said once below it.
+            // In such a table the help follows the name.
             found.push((name.to_owned(), ("histogram".into(), text.to_owned())));
         }
         at += 1;
@@ -250,10 +260,15 @@ mod tests {
             ("spec.md", "| `traffic.trace` | needed |"),
             ("plan.md", "| `usd_per_million_tokens` | `f64` |"),
             ("plan.md", "## ReplicaGroup"),
+            ("plan.md", "| `parameters` | `PolicyParameters` |"),
             ("outcome.md", "| `p99_tpot_ms` |"),
             (
                 "metrics.md",
                 "| `gen_ai_server_time_to_first_token_seconds` | histogram | From arrival to the first byte. |",
+            ),
+            (
+                "metrics.md",
+                "| `gen_ai_server_time_per_output_token_seconds` | histogram | Time per token after the first. |",
             ),
             ("metrics.md", "| `boute_replica_in_flight` | gauge | Requests in flight from here. |"),
         ] {

@@ -72,6 +72,8 @@ impl Admin {
         match path.as_str() {
             "/metrics" if reads => Ok(text_response(self.0.metrics())),
             "/health" if reads => Ok(self.0.health()),
+            "/dashboard" if method == Method::GET => Ok(dashboard::page()),
+            "/dashboard/events" if method == Method::GET => Ok(dashboard::events(&self.0)),
             "/admin/replicas" if reads => Ok(self.replicas()),
             "/admin/replicas" if method == Method::POST || method == Method::DELETE => {
                 let body = read_body(request.into_body(), self.0.limits.client.body).await?;
@@ -161,7 +163,7 @@ impl Admin {
 type Read = fn(&Replica) -> u64;
 
 impl Inner {
-    fn metrics(&self) -> String {
+    pub(crate) fn metrics(&self) -> String {
         let (routes, now) = (self.routes(), self.now_ms());
         let mut out = String::new();
         ModelTraffic::write(&mut out, routes.models.iter().map(|model| (&*model.name, &*model.traffic)));

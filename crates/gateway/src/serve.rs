@@ -332,6 +332,11 @@ impl Inner {
         Arc::clone(&self.routes.read().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// The plan in force, if there is one.
+    pub(crate) fn plan(&self) -> Option<Arc<PlanDraft>> {
+        self.fleet.lock().unwrap_or_else(PoisonError::into_inner).config.plan.clone()
+    }
+
     pub(crate) fn now_ms(&self) -> u64 {
         self.started.elapsed().as_millis() as u64
     }

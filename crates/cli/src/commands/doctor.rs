@@ -75,7 +75,7 @@ impl Check {
 }
 
 pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
-    let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
+    let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed());
     let mut checks = vec![prices(now_s), open_files()];
     checks.extend(kubernetes());
     let runtime = tokio::runtime::Runtime::new().map_err(Failure::unexpected)?;
@@ -345,7 +345,7 @@ fn seconds_of(date: &str) -> Option<i64> {
         ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
     let parts: Vec<&str> = date.split([' ', ':']).collect();
     let [_, day, month, year, hour, minute, second, "GMT"] = parts[..] else { return None };
-    let month = MONTHS.iter().position(|name| *name == month)? as i64 + 1;
+    let (month, _) = (1..).zip(MONTHS).find(|(_, name)| *name == month)?;
     let days = days_from_civil(year.parse().ok()?, month, day.parse().ok()?);
     let number = |text: &str| text.parse::<i64>().ok();
     Some(days * DAY_S + number(hour)? * 3600 + number(minute)? * 60 + number(second)?)

@@ -89,7 +89,7 @@ fn quality_data_is_collected_and_goes_on_where_it_stopped() {
     let large = engine(move |prompt| format!("It is {}.", numbers(prompt).iter().sum::<u64>()));
     let rows = |count: u64| -> String {
         let row = |n: u64| json!({"prompt": format!("{n} + {}", n / 3), "answer": (n + n / 3).to_string()});
-        (0..count).map(|n| format!("{}\n", row(n))).collect()
+        (0..count).map(|n| row(n).to_string()).collect::<Vec<_>>().join("\n")
     };
     let output = folder.path("quality.jsonl");
     let endpoints = [format!("small=http://{small}"), format!("large=http://{large}/v1")];

@@ -60,7 +60,7 @@ pub(crate) struct Args {
 /// A question.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Prompt {
+pub(crate) struct Question {
     #[serde(default)]
     pub(crate) id: String,
     pub(crate) prompt: String,
@@ -112,7 +112,7 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
     let input = Input::read(&args.prompts)?;
     let prompts = prompts(&input, judge.needs_reference())?;
     let (mut output, known) = open(&args.output, &models)?;
-    let asked: Vec<Prompt> = prompts.into_iter().filter(|prompt| !known.contains(&prompt.id)).collect();
+    let asked: Vec<Question> = prompts.into_iter().filter(|prompt| !known.contains(&prompt.id)).collect();
     if !known.is_empty() {
         printer.say(format_args!(
             "{} has {} prompts already; {} are left",
@@ -172,7 +172,7 @@ fn endpoint(text: &str) -> Result<Endpoint, Failure> {
 }
 
 /// Reads the prompts; those without id get their line's number.
-fn prompts(input: &Input, referenced: bool) -> Result<Vec<Prompt>, Failure> {
+fn prompts(input: &Input, referenced: bool) -> Result<Vec<Question>, Failure> {
     let (mut prompts, mut ids) = (Vec::new(), BTreeSet::new());
     for (number, line) in (1..).zip(input.text.lines()).filter(|(_, line)| !line.trim().is_empty()) {
         let wrong = |what: &str| {
@@ -181,7 +181,7 @@ fn prompts(input: &Input, referenced: bool) -> Result<Vec<Prompt>, Failure> {
                 "a line is {\"prompt\": …, \"answer\": …, \"id\": …, \"task\": …}; all but `prompt` may be left out",
             )
         };
-        let mut prompt: Prompt = serde_json::from_str(line).map_err(|error| wrong(&error.to_string()))?;
+        let mut prompt: Question = serde_json::from_str(line).map_err(|error| wrong(&error.to_string()))?;
         if prompt.id.is_empty() {
             prompt.id = format!("line-{number}");
         }
@@ -223,7 +223,7 @@ fn open(path: &Path, models: &[String]) -> Result<(fs::File, BTreeSet<String>), 
 /// Asks all prompts, some at once; `book` gets what each came to. Ctrl-C lets those under way end.
 async fn collect(
     shared: &Arc<Shared>,
-    prompts: Vec<Prompt>,
+    prompts: Vec<Question>,
     concurrency: usize,
     mut book: impl FnMut(Result<Row, String>) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
@@ -250,7 +250,7 @@ async fn collect(
 }
 
 /// All models' answers to one prompt.
-async fn row(shared: &Shared, prompt: Prompt) -> Result<Row, String> {
+async fn row(shared: &Shared, prompt: Question) -> Result<Row, String> {
     let (mut scores, mut output_tokens) = (BTreeMap::new(), BTreeMap::new());
     for endpoint in &shared.endpoints {
         let (reply, tokens) = reply(shared, endpoint, &prompt.prompt).await?;
@@ -258,7 +258,7 @@ async fn row(shared: &Shared, prompt: Prompt) -> Result<Row, String> {
         scores.insert(endpoint.model.clone(), score);
         output_tokens.extend(tokens.map(|tokens| (endpoint.model.clone(), tokens)));
     }
-    let Prompt { id, prompt, task, .. } = prompt;
+    let Question { id, prompt, task, .. } = prompt;
     Ok(Row { id, prompt, task, scores, output_tokens })
 }
 

@@ -8,7 +8,7 @@ use boute_gateway::HttpClient;
 use regex_lite::Regex;
 use serde_json::{Value, json};
 
-use super::collect::Prompt;
+use super::collect::Question;
 use crate::failure::Failure;
 
 /// How answers are scored.
@@ -110,7 +110,7 @@ impl Judge {
     /// If it could not be judged.
     pub(crate) async fn score(
         &self,
-        prompt: &Prompt,
+        prompt: &Question,
         reply: &str,
         client: &HttpClient,
     ) -> Result<f64, String> {
@@ -120,11 +120,11 @@ impl Judge {
             Self::Numeric => numeric(reply, reference),
             Self::Regex(pattern) => found(pattern, reply, reference),
             Self::Command { line, limit } => {
-                let question = json!({
+                let told = json!({
                     "id": prompt.id, "prompt": prompt.prompt, "answer": prompt.answer, "reply": reply,
                 });
                 let (line, limit) = (line.clone(), *limit);
-                let ran = tokio::task::spawn_blocking(move || run(&line, &question, limit)).await;
+                let ran = tokio::task::spawn_blocking(move || run(&line, &told, limit)).await;
                 ran.map_err(|error| error.to_string())??
             }
             Self::Llm { url, model, key } => {
@@ -203,7 +203,7 @@ async fn graded(
     url: &str,
     model: &str,
     key: Option<&str>,
-    prompt: &Prompt,
+    prompt: &Question,
     reply: &str,
 ) -> Result<f64, String> {
     let reference = prompt.answer.as_ref().map(|answer| format!("\n\n[Reference answer]\n{answer}"));
