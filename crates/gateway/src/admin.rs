@@ -72,8 +72,6 @@ impl Admin {
         match path.as_str() {
             "/metrics" if reads => Ok(text_response(self.0.metrics())),
             "/health" if reads => Ok(self.0.health()),
-            "/dashboard" if method == Method::GET => Ok(dashboard::page()),
-            "/dashboard/events" if method == Method::GET => Ok(dashboard::events(&self.0)),
             "/admin/replicas" if reads => Ok(self.replicas()),
             "/admin/replicas" if method == Method::POST || method == Method::DELETE => {
                 let body = read_body(request.into_body(), self.0.limits.client.body).await?;

@@ -4,6 +4,9 @@
 //! Counts and histograms are sums since the start, as in the metrics; the page takes differences, so that the gateway keeps
 //! nothing for it and any number of pages may be open.
 
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -27,6 +30,9 @@ const POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 
                       connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 /// Between two states that the page is told.
 const EVERY: Duration = Duration::from_secs(1);
+/// Bytes of the autopilot's journal that are looked at, from its end, and entries that are shown.
+const JOURNAL_TAIL: u64 = 64 << 10;
+const JOURNAL_ENTRIES: usize = 12;
 
 /// What is at `path`, if that is the dashboard's.
 pub(crate) fn answer(gateway: &Arc<Inner>, path: &str) -> Option<Response> {
@@ -99,7 +105,42 @@ fn state(gateway: &Inner) -> Value {
         "models": models,
         "replicas": replicas,
         "plan": routes.plan.as_deref().map(plan),
+        "certificate": routes.watch.as_ref().map(|watch| watch.watched.status()),
+        "journal": gateway.journal.as_deref().map(journal).unwrap_or_default(),
     })
+}
+
+/// What the autopilot did of late, the last first; nothing if it keeps no journal.
+fn journal(path: &Path) -> Vec<Value> {
+    let tail = || -> std::io::Result<Vec<u8>> {
+        let mut file = File::open(path)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(JOURNAL_TAIL)))?;
+        let mut tail = Vec::new();
+        file.take(JOURNAL_TAIL).read_to_end(&mut tail)?;
+        Ok(tail)
+    };
+    let tail = tail().unwrap_or_default();
+    let entries =
+        tail.split(|byte| *byte == b'\n').rev().filter_map(|line| serde_json::from_slice(line).ok());
+    entries.filter_map(|entry: Value| told(&entry)).take(JOURNAL_ENTRIES).collect()
+}
+
+/// An entry of the journal in words; `None` for mere observations.
+fn told(entry: &Value) -> Option<Value> {
+    let event = entry["event"].as_str()?;
+    let text = match event {
+        "observed" => return None,
+        "decided" | "dry_run" => {
+            let why: Vec<&str> = entry["why"].as_array()?.iter().filter_map(Value::as_str).collect();
+            let answer = entry["answer"].as_str().unwrap_or("no plan");
+            format!("{} ({}): {}", answer, entry["trigger"].as_str()?, why.join("; "))
+        }
+        "failed" => format!("act {}: {}", entry["number"], entry["error"].as_str()?),
+        "adopted" => format!("a plan for {} requests/s", entry["rate"]),
+        _ => format!("act {}", entry["number"]),
+    };
+    Some(json!({"at_s": entry["at_s"], "event": event.replace('_', " "), "text": text}))
 }
 
 /// What a plan promises, in brief.
@@ -135,4 +176,27 @@ fn plan(plan: &PlanDraft) -> Value {
         "shares": plan.routing.models,
         "groups": groups.collect::<Vec<_>>(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_journal_is_told_from_its_end() {
+        let path = std::env::temp_dir().join(format!("boute-journal-{}.jsonl", std::process::id()));
+        let decided = r#"{"at_s":9,"event":"dry_run","trigger":"rate_up","answer":"move","why":["a","b"]}"#;
+        let lines = [
+            "half a line}",
+            r#"{"at_s":1,"event":"observed","interval":3}"#,
+            r#"{"at_s":5,"event":"done","number":1}"#,
+        ];
+        std::fs::write(&path, [lines.join("\n").as_str(), decided, "{\"at_s\": 10, \"ev"].join("\n"))
+            .unwrap();
+        let told: Vec<String> =
+            journal(&path).iter().map(|entry| format!("{} {}", entry["event"], entry["text"])).collect();
+        assert_eq!(told, [r#""dry run" "move (rate_up): a; b""#, r#""done" "act 1""#]);
+        assert!(journal(Path::new("/no/such/journal")).is_empty());
+        std::fs::remove_file(&path).unwrap();
+    }
 }

@@ -98,6 +98,8 @@ pub struct Settings {
     pub decisions: Option<std::path::PathBuf>,
     /// Whether prompts are logged with them.
     pub log_prompts: bool,
+    /// The autopilot's journal, for the dashboard; it need not be there.
+    pub journal: Option<std::path::PathBuf>,
     /// Origins of web pages that may ask; `*` for all.
     pub allow_origins: Vec<String>,
     /// Which certificates of engines are trusted.
@@ -118,6 +120,7 @@ pub(crate) struct Inner {
     pub(crate) limits: Limits,
     pub(crate) decisions: Option<DecisionLog>,
     log_prompts: bool,
+    pub(crate) journal: Option<std::path::PathBuf>,
     allow_origins: Vec<String>,
     upstream_tls: UpstreamTls,
     hedge: Option<f64>,
@@ -182,6 +185,7 @@ impl Gateway {
             limits: settings.limits,
             decisions: settings.decisions.as_deref().map(DecisionLog::open).transpose()?,
             log_prompts: settings.log_prompts,
+            journal: settings.journal,
             allow_origins: settings.allow_origins,
             upstream_tls: settings.upstream_tls,
             hedge: settings.hedge,
@@ -330,11 +334,6 @@ impl Inner {
 
     pub(crate) fn routes(&self) -> Arc<Routes> {
         Arc::clone(&self.routes.read().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// The plan in force, if there is one.
-    pub(crate) fn plan(&self) -> Option<Arc<PlanDraft>> {
-        self.fleet.lock().unwrap_or_else(PoisonError::into_inner).config.plan.clone()
     }
 
     pub(crate) fn now_ms(&self) -> u64 {

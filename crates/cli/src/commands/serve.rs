@@ -17,6 +17,7 @@ use boute_spec::plan::{Deployment, Plan};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+use crate::commands::autopilot;
 use crate::commands::bench::check_time_scale;
 use crate::commands::mock::{bind, raise_descriptor_limit};
 use crate::failure::{Ending, Failure};
@@ -218,6 +219,7 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
             limits: args.limits.limits(),
             decisions: args.access.decisions.clone(),
             log_prompts: args.access.log_prompts,
+            journal: args.plan.as_deref().map(autopilot::journal_of),
             allow_origins: args.access.allow_origins.clone(),
             upstream_tls: upstream_tls(&args.engines)?,
             kubernetes: kubernetes(args)?,
@@ -428,6 +430,11 @@ async fn watch_files(
     let mut void = None;
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
+        let alarm = gateway.alarm();
+        if let Some(alarm) = alarm.as_ref().filter(|alarm| void.as_ref() != Some(*alarm)) {
+            printer.error(&format!("the plan's promise of quality is void: {alarm}"));
+        }
+        void = alarm;
         if let Some(path) = plan.changed().or_else(|| replicas.changed()).or_else(|| upstream_keys.changed())
         {
             let planned = tokio::task::block_in_place(|| args.plan.as_deref().map(Planned::read).transpose());

@@ -12,6 +12,8 @@ use crate::failure::Failure;
 use crate::files::{Input, write_whole};
 use crate::market::Gpus;
 
+pub(crate) const JOURNAL: &str = "journal.jsonl";
+
 /// The folder.
 #[derive(Debug, Clone)]
 pub(crate) struct Folder(PathBuf);
@@ -88,7 +90,7 @@ impl Folder {
 
     /// The records so far, without taking the lock.
     pub(crate) fn records(&self) -> Result<Vec<Record>, Failure> {
-        let path = self.path("journal.jsonl");
+        let path = self.path(JOURNAL);
         match fs::read_to_string(&path) {
             Ok(text) => whole(&path, &text).map(|(records, _)| records),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
@@ -132,7 +134,7 @@ impl Journal {
             }
             Err(TryLockError::Error(error)) => return Err(Failure::unwritable(&path, &error)),
         }
-        let path = folder.path("journal.jsonl");
+        let path = folder.path(JOURNAL);
         let open = || -> std::io::Result<(File, String)> {
             let mut file = OpenOptions::new().read(true).append(true).create(true).open(&path)?;
             let mut bytes = Vec::new();

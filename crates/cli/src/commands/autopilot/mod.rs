@@ -126,6 +126,11 @@ pub(crate) struct RunArgs {
     moving: MovingArgs,
 }
 
+/// Where the journal of a plan's autopilot is, if there is one.
+pub(crate) fn journal_of(plan: &Path) -> PathBuf {
+    Folder::of(plan).path(folder::JOURNAL)
+}
+
 pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
     match (&args.said, &args.run) {
         (Some(said), _) => say(said, printer),
