@@ -1,5 +1,6 @@
 //! Health checks: every replica is asked how it is and what it has to do.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::engine_metrics::EngineLoad;
-use crate::replica::Replica;
+use crate::replica::{Replica, Seen};
 use crate::serve::Inner;
 
 /// A check that takes longer has failed.
@@ -37,17 +38,21 @@ impl Inner {
 /// Asks for `/health` (any answer but an error of the server's is a sign of life) and, where there are any, for metrics.
 async fn check(replica: &Replica) {
     let health = timeout(PATIENCE, get(replica, "/health")).await;
-    let well = matches!(&health, Ok(Some((status, _))) if !status.is_server_error());
-    replica.checked(well);
-    if well
-        && let Ok(Some((StatusCode::OK, page))) = timeout(PATIENCE, get(replica, "/metrics")).await
+    let seen = match &health {
+        Ok(Ok((status, _))) if !status.is_server_error() => Seen::Well,
+        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => Seen::Gone,
+        _ => Seen::Ill,
+    };
+    replica.checked(seen);
+    if seen == Seen::Well
+        && let Ok(Ok((StatusCode::OK, page))) = timeout(PATIENCE, get(replica, "/metrics")).await
         && let Some(load) = std::str::from_utf8(&page).ok().and_then(EngineLoad::parse)
     {
         replica.engine_says(load);
     }
 }
 
-async fn get(replica: &Replica, path: &'static str) -> Option<(StatusCode, Vec<u8>)> {
+async fn get(replica: &Replica, path: &'static str) -> io::Result<(StatusCode, Vec<u8>)> {
     let request = || {
         let mut request = hyper::Request::new(Full::new(Bytes::new()));
         *request.uri_mut() = replica.pool.target(Some(&PathAndQuery::from_static(path)));

@@ -151,7 +151,7 @@ impl Cluster {
         // Version 0: the API may answer from memory.
         let path = service.path("&resourceVersion=0");
         let asked = timeout(PATIENCE, self.api.ask(|| self.request(&path))).await;
-        let (StatusCode::OK, page) = asked.ok()?? else { return None };
+        let (StatusCode::OK, page) = asked.ok()?.ok()? else { return None };
         let list: SliceList = serde_json::from_slice(&page).ok()?;
         Some((list.sockets(service.port), list.metadata.resource_version))
     }

@@ -71,6 +71,17 @@ pub(crate) enum Fault {
     Failed,
 }
 
+/// What a health check found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Seen {
+    /// It answers.
+    Well,
+    /// It does not answer in time, or says that it is ill: a few of these in a row count.
+    Ill,
+    /// Nobody listens there: that counts at once.
+    Gone,
+}
+
 /// Counts of one replica, for the metrics.
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
@@ -209,15 +220,19 @@ impl Replica {
         }
     }
 
-    /// A health check has come out well or badly.
-    pub(crate) fn checked(&self, well: bool) {
+    /// A health check has come out so.
+    pub(crate) fn checked(&self, seen: Seen) {
         let health = &self.health;
-        if well {
+        if seen == Seen::Well {
             health.failed_checks.store(0, Relaxed);
             if health.unreachable.load(Relaxed) {
                 self.succeeded();
             }
-        } else if health.failed_checks.fetch_add(1, Relaxed) + 1 == FAILED_CHECKS {
+            return;
+        }
+        let counted = if seen == Seen::Gone { FAILED_CHECKS } else { 1 };
+        let before = health.failed_checks.fetch_add(counted, Relaxed);
+        if before < FAILED_CHECKS && before + counted >= FAILED_CHECKS {
             self.pool.forget();
             self.went_down.notify_waiters();
         }
@@ -343,16 +358,18 @@ mod tests {
         let replica = replica();
         replica.failed(Fault::Unreachable, 0);
         assert!(!replica.is_well(0));
-        replica.checked(true);
+        replica.checked(Seen::Well);
         assert!(replica.is_well(0));
         (0..3).for_each(|_| replica.failed(Fault::Failed, 0));
-        replica.checked(true);
+        replica.checked(Seen::Well);
         assert!(!replica.is_well(0), "who answers 500 may well pass its checks");
         replica.succeeded();
-        (0..3).for_each(|_| replica.checked(false));
+        (0..3).for_each(|_| replica.checked(Seen::Ill));
         assert_eq!(replica.state(10_000), "down");
-        replica.checked(true);
+        replica.checked(Seen::Well);
         assert_eq!(replica.state(10_000), "well");
+        replica.checked(Seen::Gone);
+        assert_eq!(replica.state(10_000), "down");
     }
 
     #[test]

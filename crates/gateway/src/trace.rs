@@ -206,7 +206,7 @@ impl Exporter {
             request
         };
         let sent = timeout(PATIENCE, self.collector.ask(request)).await;
-        if !matches!(sent, Ok(Some((StatusCode::OK, _)))) {
+        if !matches!(sent, Ok(Ok((StatusCode::OK, _)))) {
             self.tracer.dropped.add(batch.len() as u64);
         }
         batch.clear();

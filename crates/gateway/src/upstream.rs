@@ -162,8 +162,8 @@ impl Pool {
         })
     }
 
-    /// A small request on a kept or a new connection, and its whole answer; `None` if there is none, or too much of it.
-    pub(crate) async fn ask(&self, request: impl Fn() -> Outgoing) -> Option<(StatusCode, Vec<u8>)> {
+    /// A small request on a kept or a new connection, and its whole answer; an error if there is none, or too much of it.
+    pub(crate) async fn ask(&self, request: impl Fn() -> Outgoing) -> io::Result<(StatusCode, Vec<u8>)> {
         let kept = match self.take() {
             Some(mut wire) => wire.send(request()).await.ok().map(|answer| (wire, answer)),
             None => None,
@@ -171,20 +171,20 @@ impl Pool {
         let (mut wire, answer) = if let Some(kept) = kept {
             kept
         } else {
-            let mut wire = self.connect().await.ok()?;
-            let answer = wire.send(request()).await.ok()?;
+            let mut wire = self.connect().await?;
+            let answer = wire.send(request()).await.map_err(io::Error::other)?;
             (wire, answer)
         };
         let (head, mut body) = answer.into_parts();
         let mut whole = Vec::new();
         while let Some(frame) = wire.frame(&mut body).await {
-            whole.extend_from_slice(&frame.ok()?.into_data().unwrap_or_default());
+            whole.extend_from_slice(&frame.map_err(io::Error::other)?.into_data().unwrap_or_default());
             if whole.len() > LARGEST_PAGE {
-                return None;
+                return Err(io::ErrorKind::FileTooLarge.into());
             }
         }
         self.give_back(wire);
-        Some((head.status, whole))
+        Ok((head.status, whole))
     }
 
     /// Keeps a connection whose answer has been read to its end.

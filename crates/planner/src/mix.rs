@@ -159,6 +159,7 @@ pub fn only(queries: &ScoredQueries, mut keep: impl FnMut(usize) -> bool) -> Sco
         left.actual.extend(&queries.actual[row.clone()]);
         left.output_tokens.extend(&queries.output_tokens[row]);
         left.prompt_tokens.push(queries.prompt_tokens[query]);
+        left.novelty.extend(queries.novelty.get(query));
     }
     left
 }

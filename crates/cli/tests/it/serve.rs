@@ -172,8 +172,9 @@ fn the_admin_port_gives_way() {
     process.kill().unwrap();
     process.wait().unwrap();
     assert!(gave_way.contains("is taken") && gave_way.contains("--admin HOST:PORT"), "{gave_way}");
-    let (_, admin) = serves.split_once("metrics at http://127.0.0.1:").unwrap();
-    let admin: u16 = admin.strip_suffix("/metrics").unwrap().parse().unwrap();
+    let (_, admin) = serves.split_once("; http://127.0.0.1:").unwrap();
+    let (admin, _) = admin.split_once("/dashboard").unwrap();
+    let admin: u16 = admin.parse().unwrap();
     assert!(admin > 0 && admin != taken.local_addr().unwrap().port(), "{serves}");
     assert!(serves.contains(&listen) && serves.contains("those at m=http://localhost:1 behind"), "{serves}");
 }

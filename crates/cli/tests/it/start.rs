@@ -150,7 +150,7 @@ fn quality_data_is_collected_and_goes_on_where_it_stopped() {
     assert!(said.contains("MODEL=http://HOST:PORT"), "{said}");
     refused(2, &[&base[..], &["--judge", "regex", "--endpoint", &endpoints[0]]].concat());
     let other = ["--judge", "command", "--command", "true", "--endpoint", "new=http://127.0.0.1:1"];
-    assert!(refused(2, &[&base[..], &other].concat()).contains("collected with other models"));
+    assert!(refused(2, &[&base[..], &other].concat()).contains("no query has a score of `new`"));
 }
 
 #[test]
