@@ -103,11 +103,10 @@ fn meaning(value: &Value) -> String {
     }
     match (value["type"].as_str(), &value["minimum"], &value["maximum"]) {
         (Some("array"), ..) => "a list".into(),
-        (Some("object"), ..) => String::new(),
+        (Some("object") | None, ..) => String::new(),
         (Some(kind), Value::Null, _) => format!("a {kind}"),
         (Some(kind), low, Value::Null) => format!("{} of at least {low}", with_article(kind)),
         (Some(kind), low, high) => format!("{} from {low} to {high}", with_article(kind)),
-        (None, ..) => String::new(),
     }
 }
 

@@ -134,13 +134,11 @@ pub struct Certified {
 /// A lower bound on the mean of what `values` (each in [0, 1]) were drawn from: the truth is below it with probability at
 /// most `delta`. 0 for no values.
 pub fn lower_bound(values: &[f64], delta: f64) -> f64 {
-    match ones(values) {
-        Some(ones) => binomial_lower_bound(ones, values.len(), delta),
-        None => {
-            let values = in_random_order(values.iter().copied());
-            bisect(|mean| wealth_exceeds(&values, mean, delta))
-        }
+    if let Some(ones) = ones(values) {
+        return binomial_lower_bound(ones, values.len(), delta);
     }
+    let values = in_random_order(values.iter().copied());
+    bisect(|mean| wealth_exceeds(&values, mean, delta))
 }
 
 /// `values` in an order that nothing in them has to do with.

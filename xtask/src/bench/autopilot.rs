@@ -194,7 +194,7 @@ impl Week {
             })
             .collect();
         // A burst every other day, for up to an hour, of 1.2 to 1.4 times the rate.
-        for day in (SEEN_DAYS..SEEN_DAYS + days).step_by(2) {
+        for day in (0..days).step_by(2).map(|day| SEEN_DAYS + day) {
             let first = day * PER_DAY + rng.random_range(28..88);
             let factor = rng.random_range(1.2..1.4);
             for interval in first..first + rng.random_range(1..5) {
