@@ -230,6 +230,8 @@ impl Replica {
             }
             return;
         }
+        // Whoever comes back was started anew: what it did before is not held against it.
+        health.unreachable.fetch_or(seen == Seen::Gone, Relaxed);
         let counted = if seen == Seen::Gone { FAILED_CHECKS } else { 1 };
         let before = health.failed_checks.fetch_add(counted, Relaxed);
         if before < FAILED_CHECKS && before + counted >= FAILED_CHECKS {
@@ -368,8 +370,11 @@ mod tests {
         assert_eq!(replica.state(10_000), "down");
         replica.checked(Seen::Well);
         assert_eq!(replica.state(10_000), "well");
+        (0..9).for_each(|_| replica.failed(Fault::Failed, 10_000));
         replica.checked(Seen::Gone);
         assert_eq!(replica.state(10_000), "down");
+        replica.checked(Seen::Well);
+        assert_eq!(replica.state(10_000), "well", "it was started anew");
     }
 
     #[test]
