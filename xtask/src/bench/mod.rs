@@ -119,9 +119,9 @@ impl Report {
         self.at_most(name, value, if self.shared_machine { 6.0 * bar } else { bar });
     }
 
-    /// A bar on microseconds, of which a machine shared with others may take twice as many.
+    /// A bar on microseconds, of which a machine shared with others may take four times as many.
     pub(crate) fn at_most_us(&mut self, name: &str, value: f64, bar: f64) {
-        self.at_most(name, value, if self.shared_machine { 2.0 * bar } else { bar });
+        self.at_most(name, value, if self.shared_machine { 4.0 * bar } else { bar });
     }
 
     pub(crate) fn at_most(&mut self, name: &str, value: f64, bar: f64) {
