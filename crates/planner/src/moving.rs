@@ -12,7 +12,6 @@ use std::collections::BTreeMap;
 
 use boute_spec::catalog::Model;
 use boute_spec::plan::{Deployment, ReplicaGroup};
-use boute_spec::units::UsdPerHour;
 use serde::{Deserialize, Serialize};
 
 /// What moving is assumed to take, and when it is worth it.
@@ -280,11 +279,9 @@ fn weights_bytes(model: &Model) -> f64 {
 fn set(running: &mut BTreeMap<String, ReplicaGroup>, group: &ReplicaGroup, replicas: u32) {
     if replicas == 0 {
         running.remove(&group.id);
-        return;
+    } else {
+        running.insert(group.id.clone(), group.with_replicas(replicas));
     }
-    let usd = group.usd_per_hour.get() / f64::from(group.replicas) * f64::from(replicas);
-    let usd_per_hour = UsdPerHour::new(usd).unwrap_or_default();
-    running.insert(group.id.clone(), ReplicaGroup { replicas, usd_per_hour, ..group.clone() });
 }
 
 /// How many more replicas of a group there are GPUs for.

@@ -109,9 +109,7 @@ pub fn within_stock(fleet: &Deployment, problem: &Problem) -> Deployment {
         while offer.stock.is_some_and(|stock| left.groups.iter().map(on_it).sum::<u32>() > stock) {
             let groups = left.groups.iter_mut().filter(|group| on_it(group) > 0);
             let Some(group) = groups.max_by_key(|group| group.replicas) else { break };
-            let share = f64::from(group.replicas - 1) / f64::from(group.replicas);
-            group.usd_per_hour = UsdPerHour::new(group.usd_per_hour.get() * share).unwrap_or_default();
-            group.replicas -= 1;
+            *group = group.with_replicas(group.replicas - 1);
         }
     }
     left.groups.retain(|group| group.replicas > 0);

@@ -154,6 +154,14 @@ impl ReplicaGroup {
         vec![prefill, own(Role::Decode, *decode_instances)]
     }
 
+    /// The group with that many replicas, at its price of one.
+    #[must_use]
+    pub fn with_replicas(&self, replicas: u32) -> Self {
+        let share = f64::from(replicas) / f64::from(self.replicas.max(1));
+        let usd_per_hour = UsdPerHour::new(self.usd_per_hour.get() * share).unwrap_or_default();
+        Self { replicas, usd_per_hour, ..self.clone() }
+    }
+
     /// GPUs of one replica.
     pub fn gpus_per_replica(&self) -> u32 {
         self.instances().iter().map(Instances::gpus).sum()
@@ -184,9 +192,7 @@ impl Deployment {
         let mut lost = count;
         for group in own {
             let gone = lost.min(group.replicas);
-            let share = f64::from(group.replicas - gone) / f64::from(group.replicas.max(1));
-            group.usd_per_hour = UsdPerHour::new(group.usd_per_hour.get() * share).unwrap_or_default();
-            group.replicas -= gone;
+            *group = group.with_replicas(group.replicas - gone);
             lost -= gone;
         }
         left.groups.retain(|group| group.replicas > 0);
