@@ -56,13 +56,8 @@ impl ScoreMix {
     /// # Errors
     /// If the policy names another model.
     pub fn expected(queries: &ScoredQueries, policy: &RoutingPolicy) -> Result<Self, UnknownModel> {
-        let decider = Decider::new(policy, &queries.models)?;
         let mut mix = Self::default();
-        for query in 0..queries.len() {
-            let scores = queries.predicted(query);
-            let model = decider.decide(scores).model;
-            mix.count(&queries.models[model], scores[model]);
-        }
+        decided(queries, policy)?.for_each(|(model, score)| mix.count(model, score));
         Ok(mix)
     }
 
@@ -128,38 +123,33 @@ impl ScoreMix {
         policy: &RoutingPolicy,
         seed: u64,
     ) -> Option<ScoredQueries> {
-        let decider = Decider::new(policy, &queries.models).ok()?;
-        let weight = |query: usize| {
-            let scores = queries.predicted(query);
-            let model = decider.decide(scores).model;
-            let (id, at) = (&queries.models[model], cell(scores[model]));
-            let expected = expected.share(id, at);
-            if expected > 0.0 { (self.share(id, at) / expected).min(MOST_WEIGHT) } else { 0.0 }
+        let weight = |(model, score): (&str, f32)| {
+            let at = cell(score);
+            let expected = expected.share(model, at);
+            if expected > 0.0 { (self.share(model, at) / expected).min(MOST_WEIGHT) } else { 0.0 }
         };
-        let weights: Vec<f64> = (0..queries.len()).map(weight).collect();
+        let weights: Vec<f64> = decided(queries, policy).ok()?.map(weight).collect();
         let largest = weights.iter().copied().fold(f64::MIN_POSITIVE, f64::max);
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let mut kept = weights.iter().map(|weight| rng.random::<f64>() * largest < *weight);
-        let left = only(queries, |_| kept.next().unwrap_or(false));
+        let left = queries.only(|_| kept.next().unwrap_or(false));
         (left.len() >= FEWEST_QUERIES).then_some(left)
     }
 }
 
-fn cell(score: f32) -> usize {
-    ((f64::from(score) * f64::from(CELLS)) as usize).min(CELLS as usize - 1)
+/// Which model answers each query under `policy`, and its predicted score.
+fn decided<'a>(
+    queries: &'a ScoredQueries,
+    policy: &RoutingPolicy,
+) -> Result<impl Iterator<Item = (&'a str, f32)>, UnknownModel> {
+    let decider = Decider::new(policy, &queries.models)?;
+    Ok((0..queries.len()).map(move |query| {
+        let scores = queries.predicted(query);
+        let model = decider.decide(scores).model;
+        (queries.models[model].as_str(), scores[model])
+    }))
 }
 
-/// The queries that `keep` keeps.
-pub fn only(queries: &ScoredQueries, mut keep: impl FnMut(usize) -> bool) -> ScoredQueries {
-    let models = queries.models.len();
-    let mut left = ScoredQueries::new(queries.models.clone());
-    for query in (0..queries.len()).filter(|query| keep(*query)) {
-        let row = query * models..(query + 1) * models;
-        left.predicted.extend(&queries.predicted[row.clone()]);
-        left.actual.extend(&queries.actual[row.clone()]);
-        left.output_tokens.extend(&queries.output_tokens[row]);
-        left.prompt_tokens.push(queries.prompt_tokens[query]);
-        left.novelty.extend(queries.novelty.get(query));
-    }
-    left
+fn cell(score: f32) -> usize {
+    ((f64::from(score) * f64::from(CELLS)) as usize).min(CELLS as usize - 1)
 }

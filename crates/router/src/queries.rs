@@ -42,6 +42,31 @@ impl ScoredQueries {
         self.prompt_tokens.push(query.prompt_tokens.unwrap_or_else(estimate).max(1));
     }
 
+    /// Adds the queries of another, of the same models.
+    pub fn append(&mut self, other: &Self) {
+        self.predicted.extend(&other.predicted);
+        self.actual.extend(&other.actual);
+        self.output_tokens.extend(&other.output_tokens);
+        self.prompt_tokens.extend(&other.prompt_tokens);
+        self.novelty.extend(&other.novelty);
+    }
+
+    /// The queries (indices) that `keep` keeps.
+    #[must_use]
+    pub fn only(&self, mut keep: impl FnMut(usize) -> bool) -> Self {
+        let models = self.models.len();
+        let mut left = Self::new(self.models.clone());
+        for query in (0..self.len()).filter(|query| keep(*query)) {
+            let row = query * models..(query + 1) * models;
+            left.predicted.extend(&self.predicted[row.clone()]);
+            left.actual.extend(&self.actual[row.clone()]);
+            left.output_tokens.extend(&self.output_tokens[row]);
+            left.prompt_tokens.push(self.prompt_tokens[query]);
+            left.novelty.extend(self.novelty.get(query));
+        }
+        left
+    }
+
     /// Number of queries.
     pub fn len(&self) -> usize {
         self.prompt_tokens.len()

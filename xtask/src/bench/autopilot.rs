@@ -13,7 +13,7 @@ use std::time::Instant;
 use boute_planner::autopilot::{
     Act, Autopilot, Decision, Entry, Hold, Observed, Record, Settings, Signals, Trigger, digest,
 };
-use boute_planner::mix::{ScoreMix, only};
+use boute_planner::mix::ScoreMix;
 use boute_planner::moving::Terms;
 use boute_planner::replan::{Answer, as_of_late, lose, replan, within_stock};
 use boute_planner::verify::simulate_fleet;
@@ -207,7 +207,7 @@ impl Week {
             (0..quality.held_out.len()).map(|query| quality.held_out.predicted(query)[small]).collect();
         easy.sort_unstable_by(f32::total_cmp);
         let median = easy[easy.len() / 2];
-        let harder = only(&quality.held_out, |query| {
+        let harder = quality.held_out.only(|query| {
             number += 1;
             quality.held_out.predicted(query)[small] < median || number % 5 < 2
         });
@@ -367,12 +367,10 @@ impl Week {
         for group in &mut draft.deployment.groups {
             let factor = lately.iter().map(|factors| factors[&group.model]).fold(0.0, f64::max);
             let each = group.gpus_per_replica();
-            let usd = group.usd_per_hour.get() / f64::from(group.replicas);
             let wanted = (f64::from(group.replicas) * factor).ceil().max(1.0) as u32;
             let room = stock.entry(group.gpu.clone()).or_default();
-            group.replicas = wanted.min(*room / each).max(1);
+            *group = group.with_replicas(wanted.min(*room / each).max(1));
             *room = room.saturating_sub(group.replicas * each);
-            group.usd_per_hour = UsdPerHour::new(usd * f64::from(group.replicas)).unwrap_or_default();
         }
         draft.predicted.cost_usd_per_hour =
             UsdPerHour::new(draft.deployment.usd_per_hour()).unwrap_or_default();

@@ -79,8 +79,7 @@ fn noise_raises_no_question_and_a_shift_does_within_one_interval() {
         // On the first day nothing is known of the pattern, and the margin is an assumed one.
         assert!(number < 120 || question.is_none(), "{number}: {question:?}");
     }
-    let harder =
-        boute_planner::mix::only(&quality.held_out, |query| quality.held_out.predicted(query)[0] < 0.4);
+    let harder = quality.held_out.only(|query| quality.held_out.predicted(query)[0] < 0.4);
     autopilot.note(&interval(192, 35.0, &plan, &harder));
     let question = autopilot.question(&signals(193 * INTERVAL_S, &plan, &quality.planning)).unwrap();
     assert_eq!(question.trigger, Trigger::Mix);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use boute_planner::mix::{ScoreMix, only};
+use boute_planner::mix::ScoreMix;
 use boute_planner::moving::{Stage, Step, Terms};
 use boute_planner::replan::{Answer, Replan, lose, replan};
 use boute_planner::{Database, Problem, Strategy, plan};
@@ -138,7 +138,7 @@ fn a_shift_to_harder_queries_is_answered_by_routing_alone() {
     let other = ScoreMix::expected(&quality.held_out, policy).unwrap();
     assert!(!other.shifted(&expected));
     let mut number = 0;
-    let harder = only(&quality.held_out, |query| {
+    let harder = quality.held_out.only(|query| {
         number += 1;
         quality.held_out.predicted(query)[0] < 0.45 || number % 2 == 0
     });

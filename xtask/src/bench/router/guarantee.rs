@@ -32,10 +32,7 @@ struct Population {
 impl Population {
     fn of(set: &Set) -> Option<Self> {
         let mut queries = set.validation.clone();
-        queries.predicted.extend(&set.test.predicted);
-        queries.actual.extend(&set.test.actual);
-        queries.output_tokens.extend(&set.test.output_tokens);
-        queries.prompt_tokens.extend(&set.test.prompt_tokens);
+        queries.append(&set.test);
         let (weak, strong) = weakest_and_strongest(&queries)?;
         Some(Self { advantage: advantages(&queries, weak, strong), queries, weak, strong })
     }

@@ -47,11 +47,7 @@ fn ranks(data: &QualityData, report: &mut Report) -> Result<(), String> {
     for group in 0..GROUPS {
         let out: BTreeSet<&str> = tasks.iter().skip(group).step_by(GROUPS).copied().collect();
         let (scorer, split) = without(data, |query| out.contains(query.task.as_str()))?;
-        let scored = scorer.score_queries(&split.models, split.split(Split::Test));
-        all.predicted.extend(scored.predicted);
-        all.actual.extend(scored.actual);
-        all.output_tokens.extend(scored.output_tokens);
-        all.prompt_tokens.extend(scored.prompt_tokens);
+        all.append(&scorer.score_queries(&split.models, split.split(Split::Test)));
     }
     let Some((weak, strong)) = weakest_and_strongest(&all) else { return Ok(()) };
     let (gains, keys) = (gains(&all, weak, strong), advantages(&all, weak, strong));
