@@ -50,6 +50,9 @@ pub(crate) struct Args {
     said: Option<Said>,
     #[command(flatten)]
     run: Option<RunArgs>,
+    /// Beside the loop's arguments and not among them: clap takes optional arguments that hold others for absent.
+    #[command(flatten)]
+    moving: MovingArgs,
 }
 
 /// What a person says to it, at any time.
@@ -122,8 +125,6 @@ pub(crate) struct RunArgs {
     /// Look once, do what is due, and end.
     #[arg(long)]
     once: bool,
-    #[command(flatten)]
-    moving: MovingArgs,
 }
 
 /// Where the journal of a plan's autopilot is, if there is one.
@@ -134,7 +135,7 @@ pub(crate) fn journal_of(plan: &Path) -> PathBuf {
 pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
     match (&args.said, &args.run) {
         (Some(said), _) => say(said, printer),
-        (None, Some(args)) => Pilot::start(args, printer)?.fly(),
+        (None, Some(run)) => Pilot::start(run, &args.moving, printer)?.fly(),
         (None, None) => Err(Failure::input("no plan is given", "`boute autopilot PLAN --decisions FILE`")),
     }
 }
@@ -212,7 +213,7 @@ struct Pilot<'a> {
 }
 
 impl<'a> Pilot<'a> {
-    fn start(args: &'a RunArgs, printer: Printer) -> Result<Self, Failure> {
+    fn start(args: &'a RunArgs, moving: &MovingArgs, printer: Printer) -> Result<Self, Failure> {
         let interval_s = args.interval.get() as u64;
         if interval_s == 0 || 86_400 % interval_s != 0 {
             return Err(Failure::input("`--interval` does not divide a day", "take 15min, 5min or 1min"));
@@ -229,7 +230,7 @@ impl<'a> Pilot<'a> {
             every_s: args.every.get() as u64,
             ahead_s: args.ahead.get() as u64,
             moves_per_day: args.moves_per_day,
-            terms: args.moving.terms(),
+            terms: moving.terms(),
         });
         for record in &records {
             autopilot.note(record);
