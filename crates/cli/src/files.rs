@@ -5,7 +5,7 @@ use std::io::{BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use boute_spec::digest::sha256_hex;
-use boute_spec::plan::InputDigest;
+use boute_spec::plan::{InputDigest, Plan};
 
 use crate::failure::Failure;
 
@@ -51,6 +51,25 @@ impl Input {
     pub(crate) fn digest(&self, input: &str) -> InputDigest {
         InputDigest { input: input.into(), file: self.name.clone(), sha256: self.sha256.clone() }
     }
+}
+
+/// Reads a plan.
+pub(crate) fn read_plan(path: &Path) -> Result<Plan, Failure> {
+    let input = Input::read(path)?;
+    Plan::parse(&input.name, &input.text).map_err(Failure::told)
+}
+
+/// Opens a file of lines, or begins it, to append to, and reads what it holds. A last line that was not written to its end is
+/// dropped.
+pub(crate) fn open_lines(path: &Path) -> Result<(fs::File, String), Failure> {
+    let failed = |error: std::io::Error| Failure::unwritable(path, &error);
+    let file = fs::OpenOptions::new().read(true).append(true).create(true).open(path).map_err(failed)?;
+    let bytes = fs::read(path).map_err(|error| Failure::unreadable(path, &error))?;
+    let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
+    if whole < bytes.len() {
+        file.set_len(whole as u64).map_err(failed)?;
+    }
+    Ok((file, String::from_utf8_lossy(&bytes[..whole]).into_owned()))
 }
 
 fn unpack(name: &str, bytes: &[u8]) -> Result<Vec<u8>, Failure> {

@@ -9,6 +9,7 @@ use boute_spec::score::{CellName, CellResult};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
+use crate::files::open_lines;
 
 /// The first line: results of another grid, or of another version of the tool, are not mixed with these.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -32,14 +33,7 @@ impl Results {
         let path = folder.join("results.jsonl");
         let failed = |error: std::io::Error| Failure::unwritable(&path, &error);
         fs::create_dir_all(folder).map_err(failed)?;
-        let mut file =
-            fs::OpenOptions::new().read(true).append(true).create(true).open(&path).map_err(failed)?;
-        let bytes = fs::read(&path).map_err(|error| Failure::unreadable(&path, &error))?;
-        let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
-        if whole < bytes.len() {
-            file.set_len(whole as u64).map_err(failed)?;
-        }
-        let text = String::from_utf8_lossy(&bytes[..whole]);
+        let (mut file, text) = open_lines(&path)?;
         let mut lines = (1..).zip(text.lines());
         let header =
             Header { grid_sha256: grid_sha256.into(), tool_version: env!("CARGO_PKG_VERSION").into() };

@@ -161,7 +161,7 @@ impl Admin {
 type Read = fn(&Replica) -> u64;
 
 impl Inner {
-    pub(crate) fn metrics(&self) -> String {
+    fn metrics(&self) -> String {
         let (routes, now) = (self.routes(), self.now_ms());
         let mut out = String::new();
         ModelTraffic::write(&mut out, routes.models.iter().map(|model| (&*model.name, &*model.traffic)));

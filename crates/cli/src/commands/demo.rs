@@ -15,6 +15,7 @@ use boute_spec::outcome::{Outcome, OutcomeSource};
 use boute_spec::plan::Plan;
 use boute_spec::workload::Split;
 
+use crate::bundled;
 use crate::cache::database;
 use crate::commands::mock::bind;
 use crate::commands::plan::{held_out_curve, write_plan};
@@ -29,8 +30,8 @@ const SPEC: &str = "llama-8b-70b.yaml";
 /// The spec and what it names; written beside the plan, so that it can be explained, changed and planned again.
 const FILES: [(&str, &[u8]); 4] = [
     (SPEC, include_bytes!("../../../../examples/llama-8b-70b.yaml")),
-    ("data/azure2023_conv.csv.gz", include_bytes!("../../../../examples/data/azure2023_conv.csv.gz")),
-    ("data/mmlu_pro_llama.jsonl.gz", include_bytes!("../../../../examples/data/mmlu_pro_llama.jsonl.gz")),
+    ("data/azure2023_conv.csv.gz", bundled::CONVERSATION),
+    ("data/mmlu_pro_llama.jsonl.gz", bundled::KNOWLEDGE),
     ("data/README.md", include_bytes!("../../../../examples/data/README.md")),
 ];
 

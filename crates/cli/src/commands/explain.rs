@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::cache::database;
 use crate::failure::{Ending, Failure};
-use crate::files::{Input, beside};
+use crate::files::{beside, read_plan};
 use crate::load::{Choices, load};
 use crate::printer::Printer;
 use crate::progress::{Progress, catch_ctrl_c, stop_requested};
@@ -50,8 +50,7 @@ struct Explained {
 }
 
 pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
-    let input = Input::read(&args.plan)?;
-    let plan = Plan::parse(&input.name, &input.text).map_err(Failure::told)?;
+    let plan = read_plan(&args.plan)?;
     let spec = args.spec.clone().map_or_else(|| spec_of(&plan, &args.plan), Ok)?;
     let choices = Choices {
         cloud: args.cloud.clone(),

@@ -5,10 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use boute_render::export::{self, ExportFile, Labels, Options};
-use boute_spec::plan::Plan;
 
 use crate::failure::{Ending, Failure};
-use crate::files::{Input, write_all_whole};
+use crate::files::{read_plan, write_all_whole};
 use crate::printer::Printer;
 use crate::replay::router_of;
 
@@ -109,8 +108,7 @@ impl From<NodeLabels> for Labels {
 }
 
 pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
-    let input = Input::read(&args.plan)?;
-    let plan = Plan::parse(&input.name, &input.text).map_err(Failure::told)?;
+    let plan = read_plan(&args.plan)?;
     let router = router_of(&plan, &args.plan)?;
     let options = Options {
         engine: args.engine.clone(),

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use boute_spec::parse::parse_spec;
 
+use crate::bundled;
 use crate::commands::schema;
 use crate::failure::{Ending, Failure};
 use crate::files::write_whole;
@@ -68,7 +69,7 @@ struct Bundled {
 const CONVERSATION: Bundled = Bundled {
     name: "azure2023_conv.csv.gz",
     about: "an hour of an Azure chat service",
-    bytes: include_bytes!("../../../../examples/data/azure2023_conv.csv.gz"),
+    bytes: bundled::CONVERSATION,
 };
 const CODE: Bundled = Bundled {
     name: "azure2023_code.csv.gz",
@@ -88,7 +89,7 @@ const BURSTS: Bundled = Bundled {
 const KNOWLEDGE: Bundled = Bundled {
     name: "mmlu_pro_llama.jsonl.gz",
     about: "MMLU-Pro, exam questions of many fields",
-    bytes: include_bytes!("../../../../examples/data/mmlu_pro_llama.jsonl.gz"),
+    bytes: bundled::KNOWLEDGE,
 };
 const REASONING: Bundled = Bundled {
     name: "zeroeval.jsonl.gz",

@@ -10,7 +10,7 @@ use boute_spec::plan::Plan;
 
 use crate::cache::database;
 use crate::failure::{Ending, Failure};
-use crate::files::{Input, write_whole};
+use crate::files::{read_plan, write_whole};
 use crate::load::{Choices, Loaded, load, router_file_of};
 use crate::printer::Printer;
 use crate::progress::{Progress, catch_ctrl_c, stop_requested};
@@ -133,11 +133,6 @@ fn solve(
         )),
         Err(error) => Err(Failure::unexpected(error)),
     }
-}
-
-fn read_plan(path: &Path) -> Result<Plan, Failure> {
-    let input = Input::read(path)?;
-    Plan::parse(&input.name, &input.text).map_err(Failure::told)
 }
 
 /// Quality over the share of the stronger of two models, on held-out queries; nothing to draw otherwise.

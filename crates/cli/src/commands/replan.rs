@@ -17,7 +17,7 @@ use crate::commands::explain::spec_of;
 use crate::commands::plan::write_plan;
 use crate::decisions::{Line, in_order};
 use crate::failure::{Ending, Failure};
-use crate::files::{Input, beside};
+use crate::files::{Input, beside, read_plan};
 use crate::load::{Choices, load, router_file_of};
 use crate::market::{Gpus, MovingArgs, apply_prices};
 use crate::printer::Printer;
@@ -61,8 +61,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
-    let input = Input::read(&args.plan)?;
-    let plan = Plan::parse(&input.name, &input.text).map_err(Failure::told)?;
+    let plan = read_plan(&args.plan)?;
     let spec = args.spec.clone().map_or_else(|| spec_of(&plan, &args.plan), Ok)?;
     let output = args.output.clone().or_else(|| args.apply.then(|| args.plan.clone()));
     let router_file = match (plan.routing.router.as_str(), &output) {

@@ -4,10 +4,9 @@ use std::path::{Path, PathBuf};
 
 use boute_render::report::{ReportData, html};
 use boute_spec::outcome::Outcome;
-use boute_spec::plan::Plan;
 
 use crate::failure::{Ending, Failure};
-use crate::files::{Input, write_whole};
+use crate::files::{Input, read_plan, write_whole};
 use crate::printer::Printer;
 
 /// Draws a plan as one page that needs nothing from elsewhere, with what became of it beside what was promised.
@@ -27,8 +26,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
-    let input = Input::read(&args.plan)?;
-    let plan = Plan::parse(&input.name, &input.text).map_err(Failure::told)?;
+    let plan = read_plan(&args.plan)?;
     let simulated = args.simulated.as_deref().map(outcome).transpose()?;
     let measured = args.measured.as_deref().map(outcome).transpose()?;
     let data = ReportData {

@@ -21,7 +21,7 @@ use crate::commands::autopilot;
 use crate::commands::bench::check_time_scale;
 use crate::commands::mock::{bind, raise_descriptor_limit};
 use crate::failure::{Ending, Failure};
-use crate::files::Input;
+use crate::files::{Input, read_plan};
 use crate::printer::Printer;
 use crate::replay::scorer_of;
 
@@ -272,8 +272,7 @@ struct Planned {
 
 impl Planned {
     fn read(path: &Path) -> Result<Self, Failure> {
-        let input = Input::read(path)?;
-        let plan = Plan::parse(&input.name, &input.text).map_err(Failure::told)?;
+        let plan = read_plan(path)?;
         let scorer = scorer_of(&plan, path)?.map(Arc::new);
         Ok(Self { plan, scorer })
     }

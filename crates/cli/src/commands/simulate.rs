@@ -13,14 +13,13 @@ use boute_sim::{
 };
 use boute_spec::data_file::{parse_requests, parse_trace};
 use boute_spec::outcome::{Outcome, OutcomeSource, RequestOutcome};
-use boute_spec::plan::Plan;
 use boute_spec::slo::Metric;
 use boute_spec::units::RequestsPerSecond;
 use boute_spec::workload::Trace;
 
 use crate::commands::bench::texts;
 use crate::failure::{Ending, Failure};
-use crate::files::{Input, write_whole, write_whole_with};
+use crate::files::{Input, read_plan, write_whole, write_whole_with};
 use crate::printer::Printer;
 use crate::replay::{Replay, scorer_of};
 
@@ -122,8 +121,7 @@ fn of_plan(args: &Args, plan_path: &Path, trace: &Path) -> Result<Outcome, Failu
             ));
         }
     };
-    let input = Input::read(plan_path)?;
-    let plan = Plan::parse(&input.name, &input.text).map_err(Failure::told)?;
+    let plan = read_plan(plan_path)?;
     let scorer = scorer_of(&plan, plan_path)?;
     let input = Input::read(trace)?;
     let trace = parse_trace(&input.name, &input.text).map_err(Failure::told)?;

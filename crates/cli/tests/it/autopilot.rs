@@ -45,7 +45,6 @@ fn journal(plan_file: &str) -> Vec<Value> {
 }
 
 #[test]
-#[ignore = "starts processes for half a minute: cargo test -p boute --test it -- --ignored autopilot"]
 fn replanning_answers_stay_move_and_no() {
     let folder = Folder::new("replan");
     let (plan_file, cost) = planned(&folder);
@@ -95,7 +94,6 @@ fn replanning_answers_stay_move_and_no() {
 }
 
 #[test]
-#[ignore = "starts processes for half a minute: cargo test -p boute --test it -- --ignored autopilot"]
 fn a_dry_run_says_what_it_would_do_and_a_pin_silences_it() {
     let folder = Folder::new("autopilot-dry");
     let (plan_file, _) = planned(&folder);
@@ -161,9 +159,10 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// Kills the autopilot `kills` times at random points of carrying out a move.
-fn killed(name: &str, kills: u64) {
-    let folder = Folder::new(name);
+/// Kills the autopilot at random points of carrying out a move.
+#[test]
+fn killed_at_200_random_points_it_ends_where_it_would_have() {
+    let folder = Folder::new("autopilot-killed");
     let (plan_file, _) = planned(&folder);
     let log = decisions(&folder, 6);
     let (applied, state) = (folder.0.join("applied"), format!("{plan_file}.autopilot"));
@@ -199,7 +198,7 @@ fn killed(name: &str, kills: u64) {
     let until = lines.find("\"event\":\"decided\"").unwrap();
     let whole = until + lines[until..].find('\n').unwrap() + 1;
     fs::write(snapshot.join("journal.jsonl"), &lines[..whole]).unwrap();
-    let (mut left, mut random) = (kills, 12345_u64);
+    let (mut left, mut random) = (200, 12345_u64);
     while left > 0 {
         let _ = fs::remove_dir_all(&state);
         let _ = fs::remove_file(&applied);
@@ -252,16 +251,4 @@ fn done(plan_file: &str, acts: usize) -> bool {
 
 fn boute_digest(plan: &str) -> String {
     boute_spec::digest::sha256_hex(plan.as_bytes())
-}
-
-#[test]
-#[ignore = "starts processes for half a minute: cargo test -p boute --test it -- --ignored autopilot"]
-fn killed_at_random_points_it_ends_where_it_would_have() {
-    killed("autopilot-killed", 12);
-}
-
-#[test]
-#[ignore = "a minute: cargo test -p boute --test it -- --ignored kills"]
-fn two_hundred_kills() {
-    killed("autopilot-kills", 200);
 }

@@ -9,7 +9,7 @@ use boute_planner::autopilot::{Entry, Hold, Record, digest, read_journal};
 use boute_spec::plan::Plan;
 
 use crate::failure::Failure;
-use crate::files::{Input, write_whole};
+use crate::files::{read_plan, write_whole};
 use crate::market::Gpus;
 
 pub(crate) const JOURNAL: &str = "journal.jsonl";
@@ -84,8 +84,7 @@ impl Folder {
     }
 
     pub(crate) fn plan(&self, digest: &str) -> Result<Plan, Failure> {
-        let input = Input::read(&self.plan_file(digest))?;
-        Plan::parse(&input.name, &input.text).map_err(Failure::told)
+        read_plan(&self.plan_file(digest))
     }
 
     /// The records so far, without taking the lock.

@@ -2,12 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use boute_gateway::HttpClient;
 use boute_planner::autopilot::{
     Act, Autopilot, Decision, Entry, Hold, Question, Record, Settings, Signals, digest,
 };
@@ -17,12 +16,13 @@ use boute_planner::{Database, PlanError};
 use boute_spec::digest::sha256_hex;
 use boute_spec::plan::Plan;
 use boute_spec::units::Seconds;
+use tokio::runtime::Runtime;
 
 use crate::cache::database;
 use crate::commands::explain::spec_of;
 use crate::decisions::in_order;
 use crate::failure::{Ending, Failure};
-use crate::files::{Input, beside, write_whole};
+use crate::files::{Input, beside, read_plan, write_whole};
 use crate::load::{Choices, Loaded, load, router_file_of};
 use crate::market::{Gpus, MovingArgs, apply_prices, offers_digest};
 use crate::printer::Printer;
@@ -210,6 +210,9 @@ struct Pilot<'a> {
     /// Spec and prices as they were read last, by their digests.
     loaded: Option<(String, Loaded)>,
     router_file: PathBuf,
+    runtime: Runtime,
+    /// Asks the gateway.
+    client: HttpClient,
 }
 
 impl<'a> Pilot<'a> {
@@ -236,13 +239,23 @@ impl<'a> Pilot<'a> {
             autopilot.note(record);
         }
         let traffic = Traffic::follow(&args.decisions, interval_s, autopilot.next_interval());
-        let (database, loaded) = (database(), None);
-        Ok(Self { args, printer, folder, journal, autopilot, traffic, database, loaded, router_file })
+        Ok(Self {
+            args,
+            printer,
+            folder,
+            journal,
+            autopilot,
+            traffic,
+            database: database(),
+            loaded: None,
+            router_file,
+            runtime: Runtime::new().map_err(Failure::unexpected)?,
+            client: HttpClient::new(METRICS_TIMEOUT),
+        })
     }
 
     fn fly(mut self) -> Result<Ending, Failure> {
-        let runtime = tokio::runtime::Runtime::new().map_err(Failure::unexpected)?;
-        catch_ctrl_c(&runtime);
+        catch_ctrl_c(&self.runtime);
         let pause = Duration::from_secs((self.autopilot.settings().interval_s / 30).clamp(1, 10));
         loop {
             self.look()?;
@@ -393,7 +406,11 @@ impl<'a> Pilot<'a> {
             now_s: now_s(),
             offers: offers_digest(problem),
             lost: self.folder.lost()?,
-            alarm: self.args.admin.as_deref().and_then(alarm),
+            alarm: self
+                .args
+                .admin
+                .as_deref()
+                .and_then(|admin| self.runtime.block_on(alarm(&self.client, admin))),
             hold,
             base_mix: queries.and_then(|queries| ScoreMix::expected(queries, &running.routing.policy).ok()),
         })
@@ -446,27 +463,12 @@ impl<'a> Pilot<'a> {
     }
 }
 
-fn read_plan(path: &Path) -> Result<Plan, Failure> {
-    let input = Input::read(path)?;
-    Plan::parse(&input.name, &input.text).map_err(Failure::told)
-}
-
 /// What the gateway's metrics say of its certificate; nothing where they cannot be read, which is not its fault.
-fn alarm(admin: &str) -> Option<String> {
-    let metrics = metrics(admin).ok()?;
-    let void = metrics.lines().find(|line| {
+async fn alarm(client: &HttpClient, admin: &str) -> Option<String> {
+    let metrics = client.get(&format!("http://{admin}/metrics")).await.ok()?;
+    let void = metrics.body.lines().find(|line| {
         let value = line.rsplit(' ').next().and_then(|value| value.parse::<f64>().ok());
         line.starts_with(VOID) && value.is_some_and(|value| value > 0.0)
     });
     void.map(str::to_owned)
-}
-
-fn metrics(admin: &str) -> std::io::Result<String> {
-    let mut stream = TcpStream::connect(admin)?;
-    stream.set_read_timeout(Some(METRICS_TIMEOUT))?;
-    stream.set_write_timeout(Some(METRICS_TIMEOUT))?;
-    write!(stream, "GET /metrics HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    Ok(answer)
 }

@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::judge::{Judge, JudgeArgs, key_of};
 use crate::failure::{Ending, Failure};
-use crate::files::Input;
+use crate::files::{Input, open_lines};
 use crate::printer::Printer;
 use crate::progress::{Progress, catch_ctrl_c, stop_requested};
 
@@ -196,16 +196,9 @@ fn prompts(input: &Input, referenced: bool) -> Result<Vec<Question>, Failure> {
     Ok(prompts)
 }
 
-/// Opens the output for more lines, and says which prompts it has. A last line that was not written to its end is dropped.
+/// Opens the output for more lines, and says which prompts it has.
 fn open(path: &Path, models: &[String]) -> Result<(fs::File, BTreeSet<String>), Failure> {
-    let failed = |error: std::io::Error| Failure::unwritable(path, &error);
-    let file = fs::OpenOptions::new().read(true).append(true).create(true).open(path).map_err(failed)?;
-    let bytes = fs::read(path).map_err(|error| Failure::unreadable(path, &error))?;
-    let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
-    if whole < bytes.len() {
-        file.set_len(whole as u64).map_err(failed)?;
-    }
-    let text = String::from_utf8_lossy(&bytes[..whole]);
+    let (file, text) = open_lines(path)?;
     if text.is_empty() {
         return Ok((file, BTreeSet::new()));
     }
