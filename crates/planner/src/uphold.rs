@@ -50,7 +50,7 @@ pub(crate) struct Attempt {
     pub(crate) deployment: Deployment,
     pub(crate) planned: FleetRun,
     pub(crate) verified: FleetRun,
-    /// The planning window again, with what the plan must stand, one thing at a time.
+    /// Both windows again, with what the plan must stand, one thing at a time.
     pub(crate) stressed: Vec<FleetRun>,
     pub(crate) repairs: u32,
 }
@@ -197,7 +197,7 @@ impl<'a> Simulation<'a> {
         rayon::join(|| run(false), || run(true))
     }
 
-    /// On the planning window with what the plan must stand, one thing at a time.
+    /// On both windows with what the plan must stand, one thing at a time.
     fn stressed(&self) -> Vec<FleetRun> {
         let Robust { rate: faster, lengths, lost_replicas, .. } = self.problem.robust;
         let mut stresses: Vec<(Deployment, f64, f64)> = Vec::new();
@@ -212,10 +212,10 @@ impl<'a> Simulation<'a> {
             let losses = models.into_iter().map(|model| self.deployment.without(model, lost_replicas));
             stresses.extend(losses.map(|left| (left, 1.0, 1.0)));
         }
-        let run = |(deployment, faster, stretch): &(Deployment, f64, f64)| {
-            self.run(false, deployment, *faster, *stretch)
+        let both = |(deployment, faster, stretch): &(Deployment, f64, f64)| {
+            [false, true].map(|held_out| self.run(held_out, deployment, *faster, *stretch))
         };
-        stresses.par_iter().map(run).collect()
+        stresses.par_iter().flat_map_iter(both).collect()
     }
 }
 
