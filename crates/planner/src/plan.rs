@@ -417,9 +417,11 @@ const OTHER_ROUTES: usize = 12;
 /// A plan is proven if no other is better by more than this part.
 const PROVEN: f64 = 0.01;
 /// Strategies that it asks.
-const ALTERNATIVES: [Strategy; 6] = [
+const ALTERNATIVES: [Strategy; 8] = [
     Strategy::Sequential,
+    Strategy::Alternating,
     Strategy::RoutingProportional,
+    Strategy::RoutingUniform,
     Strategy::Homogeneous,
     Strategy::HeterogeneousSingle,
     Strategy::Cascadia,

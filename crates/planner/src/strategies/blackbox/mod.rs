@@ -6,6 +6,7 @@
 //! searches differ in how points are encoded ([`raw`], [`structured`]) and in how the next one is chosen. `docs/strategies.md`
 //! has the sources and where these differ.
 
+mod exchange;
 mod knapsack;
 mod raw;
 mod structured;
@@ -23,7 +24,7 @@ use crate::search::{Choice, Search};
 
 /// Evaluations of a search, at most.
 pub const EVALUATIONS: usize = 100;
-/// `boute` stops after so many evaluations in a row that found nothing better (as in the paper).
+/// `boute` ends its search, and then its exchanges, after so many evaluations in a row that found nothing better (as in the paper).
 const STABLE_FOR: usize = 20;
 /// Price and lack of quality that bound the hypervolume. So far away that what counts is the ends of the front, of which one
 /// is the best value.
@@ -243,7 +244,10 @@ impl Course<'_> {
                 nsga2(&space, POPULATION, most, seed, evaluate).unwrap_or_default();
             }
             BlackBox::Qnehvi => self.bayesian(seed, usize::MAX),
-            BlackBox::Boute => self.bayesian(seed, STABLE_FOR),
+            BlackBox::Boute => {
+                self.bayesian(seed, STABLE_FOR);
+                self.exchange();
+            }
         }
     }
 
@@ -280,11 +284,12 @@ impl Course<'_> {
 
     /// What `point` is worth; `None` where it has no fleet, or the search was told to stop.
     fn evaluate(&mut self, point: &Point) -> Option<Outcome> {
-        if self.stopped {
-            return None;
-        }
+        if self.stopped { None } else { self.judge((self.encoding.decode)(point)) }
+    }
+
+    /// What `design` is worth; `None` if it carries nothing.
+    fn judge(&mut self, design: Design) -> Option<Outcome> {
         let Ground { goal, routes, .. } = *self.ground;
-        let design = (self.encoding.decode)(point);
         let rate = self.ground.carried(&design).map_or(0.0, |fleet| fleet.value);
         let (value, price) = match goal {
             Goal::Cost => {

@@ -204,7 +204,12 @@ impl Fleets<'_> {
 
 /// What one replica of each of a model's candidates counts as carrying under a division of the load, when a late request costs as
 /// much as `late_costs` others.
-fn replicas(ground: &Ground<'_>, model: usize, fractions: &[f64], late_costs: f64) -> Vec<Replica> {
+pub(super) fn replicas(
+    ground: &Ground<'_>,
+    model: usize,
+    fractions: &[f64],
+    late_costs: f64,
+) -> Vec<Replica> {
     let search = ground.search;
     let alone: Vec<f64> = (0..fractions.len()).map(|at| f64::from(u8::from(at == model))).collect();
     let columns = columns(search.candidates, search.table.levels(fractions), ground.limits, &alone);
