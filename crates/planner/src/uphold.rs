@@ -281,11 +281,12 @@ impl<'a> Upholder<'a> {
     /// or nothing better); an attempt that does not hold if nothing does.
     pub(crate) fn uphold(&self, choose: Choose<'_>, than: Option<&Attempt>) -> Option<Attempt> {
         let limits = self.search.limits(self.problem().rate);
-        let worse = |value: f64| than.is_some_and(|than| value >= than.badness(self.problem()) - 1e-9);
         match self.goal {
             Goal::Cost => {
-                let (choice, bound) = choose(&limits).filter(|(choice, _)| !worse(choice.fleet.value))?;
-                self.cheapest_that_holds(choose, choice, bound, &limits, &worse)
+                let than = than.map(|than| than.badness(self.problem()));
+                let better = |value: f64| than.is_none_or(|than| value < than - 1e-9);
+                let (choice, bound) = choose(&limits).filter(|(choice, _)| better(choice.fleet.value))?;
+                self.cheapest_that_holds(choose, choice, bound, &limits, than)
             }
             Goal::Rate => {
                 let (choice, bound) = choose(&limits)?;
@@ -307,35 +308,35 @@ impl<'a> Upholder<'a> {
         choice: Choice,
         bound: Option<f64>,
         limits: &Limits,
-        worse: &dyn Fn(f64) -> bool,
+        than: Option<f64>,
     ) -> Option<Attempt> {
         let rate = self.problem().rate;
         let attempt = |choice, bound, limits: &Limits, repairs| {
             let attempt = Attempt::new(self.search, self.routes, choice, bound, rate, limits);
             Attempt { repairs, ..attempt }
         };
+        // Half of the step from one attempt to margins that were enough.
+        let shorter = |before: &Attempt, enough: &[f64], than: f64| {
+            let between = before.margins.iter().zip(enough).map(|(a, b)| (a * b).sqrt()).collect();
+            let limits = Limits { margins: between, ..limits.clone() };
+            let (choice, _) = choose(&limits).filter(|(choice, _)| choice.fleet.value < than - 1e-9)?;
+            let shorter = attempt(choice, bound, &limits, before.repairs + 2);
+            shorter.holds(self.problem()).then_some(shorter)
+        };
         let mut last = attempt(choice, bound, limits, 0);
         let mut before: Option<Attempt> = None;
         while !last.holds(self.problem()) && last.repairs < MOST_REPAIRS && !self.stopped(last.repairs) {
             let Some((choice, limits)) = self.other_choice(choose, &last, limits) else { break };
-            if worse(choice.fleet.value) {
-                return None;
+            if let Some(than) = than.filter(|than| choice.fleet.value >= than - 1e-9) {
+                return shorter(&last, &limits.margins, than);
             }
             let next = attempt(choice, bound, &limits, last.repairs + 1);
             before = Some(std::mem::replace(&mut last, next));
         }
-        // The last step may have been too long.
-        if let Some(before) = before.filter(|_| last.holds(self.problem()) && !self.stopped(last.repairs)) {
-            let between = before.margins.iter().zip(&last.margins).map(|(a, b)| (a * b).sqrt()).collect();
-            let limits = Limits { margins: between, ..limits.clone() };
-            if let Some((choice, _)) = choose(&limits)
-                && choice.fleet.value < last.choice.fleet.value - 1e-9
-            {
-                let shorter = attempt(choice, bound, &limits, last.repairs + 1);
-                if shorter.holds(self.problem()) {
-                    last = shorter;
-                }
-            }
+        if let Some(before) = before.filter(|_| last.holds(self.problem()) && !self.stopped(last.repairs))
+            && let Some(shorter) = shorter(&before, &last.margins, last.choice.fleet.value)
+        {
+            last = shorter;
         }
         Some(last)
     }
