@@ -238,4 +238,5 @@ async def main():
         sys.exit(f"missed: {', '.join(missed)}")
 
 
-asyncio.run(main())
+if __name__ == "__main__":
+    asyncio.run(main())

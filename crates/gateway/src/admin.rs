@@ -3,7 +3,6 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use boute_router::balance::ReplicaSpeed;
 use hyper::{Method, header};
 use serde::Deserialize;
 use serde_json::json;
@@ -18,13 +17,6 @@ use crate::openai::Failure;
 use crate::replica::{Replica, Upstream};
 use crate::serve::{Gateway, Inner};
 use crate::traffic::ModelTraffic;
-
-/// What the balancer takes for a replica's speed where nothing is known: all are equal.
-pub const EQUAL_SPEED: ReplicaSpeed = ReplicaSpeed {
-    prompt_tokens_per_s: 10_000.0,
-    answer_tokens_per_s: 1_000.0,
-    seconds_per_answer_token: 0.02,
-};
 
 /// Serves the admin interface of a gateway.
 struct Admin(Arc<Inner>);
@@ -79,7 +71,7 @@ impl Admin {
                     let message = format!("the body is not {{\"model\": …, \"url\": …}}: {error}");
                     Failure::bad_request(message, None)
                 })?;
-                if method == Method::POST { self.add(model, url) } else { self.remove(&model, &url) }
+                if method == Method::POST { self.add(&model, &url) } else { self.remove(&model, &url) }
             }
             "/admin/replicas" => Err(Failure::wrong_method(&method, "GET, POST, DELETE")),
             "/admin/certificate" if reads => Ok(self.certificate()),
@@ -113,16 +105,13 @@ impl Admin {
     }
 
     /// A replica more: as fast as the first of its model, for all we know.
-    fn add(&self, model: String, url: String) -> Result<Response, Failure> {
+    fn add(&self, model: &str, url: &str) -> Result<Response, Failure> {
         let routes = self.0.routes();
-        let like = routes.replicas().find(|replica| replica.model == model);
-        let upstream = Upstream {
-            url,
-            host: None,
-            speed: like.map_or(EQUAL_SPEED, |it| it.speed),
-            expected_output_tokens: like.map(|it| it.expected_output_tokens),
-            model,
-        };
+        let mut upstream = Upstream::at(model, url);
+        if let Some(like) = routes.replicas().find(|replica| replica.model == model) {
+            upstream.speed = like.speed;
+            upstream.expected_output_tokens = Some(like.expected_output_tokens);
+        }
         self.change(move |fleet| {
             fleet.removed.retain(|removed| *removed != upstream.url);
             if !fleet.upstreams().iter().any(|it| it.url == upstream.url && it.model == upstream.model) {
@@ -133,7 +122,7 @@ impl Admin {
 
     /// A replica less: it gets no further request, and ends those that it has.
     fn remove(&self, model: &str, url: &str) -> Result<Response, Failure> {
-        let routes = self.0.routes();
+        let (routes, url) = (self.0.routes(), &Upstream::at(model, url).url);
         let Some(gone) = routes.replicas().find(|it| it.model == model && it.serves(url)) else {
             let message = format!("no replica of `{model}` is at `{url}`");
             return Err(Failure::bad_request(message, Some("url")));

@@ -95,11 +95,9 @@ impl EmulatedReplicas {
             for _ in 0..group.replicas {
                 let socket = TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0)).await?;
                 upstreams.push(Upstream {
-                    model: group.model.clone(),
-                    url: format!("http://{}", socket.local_addr()?),
-                    host: None,
                     speed: spec.speed,
                     expected_output_tokens: Some(spec.expected_output_tokens),
+                    ..Upstream::at(&group.model, &format!("http://{}", socket.local_addr()?))
                 });
                 let config = MockConfig {
                     model: group.model.clone(),

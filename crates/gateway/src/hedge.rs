@@ -8,11 +8,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use tokio::time::sleep;
 
+use crate::attempt::Attempt;
+use crate::forward::Ready;
 use crate::replica::{Place, Replica};
-use crate::serve::{Attempt, Inner, Ready};
+use crate::serve::Inner;
 
 /// How far one stream moves the estimate.
 const STEP: f64 = 0.1;
@@ -66,12 +67,11 @@ impl Inner {
         share: f64,
         begins: &Begins,
         ready: &Ready<'_>,
-        body: &Bytes,
         first: Sent<'m>,
         second: impl FnOnce() -> Option<Sent<'m>>,
     ) -> (Sent<'m>, Attempt) {
         let sent = Instant::now();
-        let mut one = pin!(self.attempt(first.0, ready, body));
+        let mut one = pin!(self.attempt(first.0, ready));
         // The attempt has a limit of its own, which comes first where nothing is known yet.
         let patience = begins.within(share).unwrap_or(Duration::MAX);
         tokio::select! {
@@ -85,7 +85,7 @@ impl Inner {
             () = sleep(patience) => begins.step(share, false),
         }
         let Some(second) = second() else { return (first, one.await) };
-        let mut two = pin!(self.attempt(second.0, ready, body));
+        let mut two = pin!(self.attempt(second.0, ready));
         let (won, attempt) = tokio::select! {
             biased;
             attempt = &mut one => (true, attempt),

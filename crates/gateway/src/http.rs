@@ -29,6 +29,8 @@ pub(crate) const LARGEST_BODY: usize = 32 << 20;
 /// Most bytes of a request's head, and most headers.
 const LARGEST_HEAD: usize = 64 << 10;
 const MOST_HEADERS: usize = 128;
+/// Most bytes of an answer that a connection holds for a client that does not read, and of what an engine has sent meanwhile.
+pub(crate) const BUFFER: usize = 64 << 10;
 /// A listener that has no file descriptor left tries again after this long.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
 
@@ -151,6 +153,7 @@ async fn connection<S: Service>(
             .header_read_timeout(limits.head)
             .max_header_size(LARGEST_HEAD)
             .max_headers(MOST_HEADERS)
+            .max_buf_size(BUFFER)
             .serve_connection(socket, answer)
     );
     // How a connection ended is nobody's business: requests have their own records.

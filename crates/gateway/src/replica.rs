@@ -25,19 +25,44 @@ const FAILED_CHECKS: u32 = 3;
 /// Answer length the balancer expects where nothing is known.
 const EXPECTED_ANSWER: u32 = 256;
 
+/// What the balancer takes for a replica's speed where nothing is known: all are equal.
+const EQUAL_SPEED: ReplicaSpeed = ReplicaSpeed {
+    prompt_tokens_per_s: 10_000.0,
+    answer_tokens_per_s: 1_000.0,
+    seconds_per_answer_token: 0.02,
+};
+
 /// One engine that answers.
 #[derive(Debug, Clone)]
 pub struct Upstream {
-    /// Model it serves, by the name it knows.
+    /// Model it serves.
     pub model: String,
     /// Its address, such as `http://127.0.0.1:8000`.
     pub url: String,
+    /// The name by which it knows the model, where that is another (vLLM's `--served-model-name`).
+    pub served_name: Option<String>,
     /// `host` or `host:port` that it is called by, in requests and certificates, where that is not the URL's.
     pub host: Option<String>,
     /// What the balancer knows of its speed.
     pub speed: ReplicaSpeed,
     /// Answer length the balancer expects of it; `None` if not known.
     pub expected_output_tokens: Option<u32>,
+}
+
+impl Upstream {
+    /// The engine at `URL` or `URL#NAME`, NAME being the model's there; nothing is known of its speed.
+    pub fn at(model: &str, place: &str) -> Self {
+        let (url, served_name) = place.split_once('#').unwrap_or((place, ""));
+        let served_name = Some(served_name).filter(|name| !name.is_empty() && *name != model);
+        Self {
+            model: model.to_owned(),
+            url: url.to_owned(),
+            served_name: served_name.map(str::to_owned),
+            host: None,
+            speed: EQUAL_SPEED,
+            expected_output_tokens: None,
+        }
+    }
 }
 
 /// Requests on a replica, counted by whoever sends them.
@@ -99,6 +124,8 @@ pub(crate) struct Replica {
     pub(crate) name: String,
     pub(crate) model: String,
     pub(crate) url: String,
+    /// The name by which the engine knows the model, where that is another.
+    pub(crate) served_name: Option<String>,
     pub(crate) speed: ReplicaSpeed,
     pub(crate) expected_output_tokens: u32,
     pub(crate) pool: Pool,
@@ -119,6 +146,7 @@ impl Replica {
         let expected = upstream.expected_output_tokens.unwrap_or(EXPECTED_ANSWER);
         self.speed == upstream.speed
             && self.expected_output_tokens == expected
+            && self.served_name == upstream.served_name
             && self.pool.host == pool.host
             && self.pool.key == pool.key
     }
@@ -132,6 +160,7 @@ impl Replica {
             model: upstream.model.clone(),
             pool,
             url,
+            served_name: upstream.served_name.clone(),
             speed: upstream.speed,
             expected_output_tokens: upstream.expected_output_tokens.unwrap_or(EXPECTED_ANSWER),
             counts: before.map(|it| Arc::clone(&it.counts)).unwrap_or_default(),
@@ -139,6 +168,11 @@ impl Replica {
             health: before.map(|it| Arc::clone(&it.health)).unwrap_or_default(),
             went_down: before.map(|it| Arc::clone(&it.went_down)).unwrap_or_default(),
         }
+    }
+
+    /// The model's name in requests to it.
+    pub(crate) fn asked_as(&self) -> &str {
+        self.served_name.as_deref().unwrap_or(&self.model)
     }
 
     /// Its load, that by others included.
@@ -260,6 +294,7 @@ impl Replica {
             "name": self.name,
             "model": self.model,
             "url": self.url,
+            "asked_as": self.asked_as(),
             "state": self.state(now_ms),
             "out_for_ms": self.out_for(now_ms).as_millis() as u64,
             "in_flight": self.in_flight(),
@@ -323,11 +358,9 @@ mod tests {
             seconds_per_answer_token: 0.01,
         };
         let upstream = Upstream {
-            model: "m".into(),
-            url: "http://127.0.0.1:1/v1/".into(),
-            host: None,
             speed,
             expected_output_tokens: Some(10),
+            ..Upstream::at("m", "http://127.0.0.1:1/v1/")
         };
         let pool = Pool::new(&upstream.url, None, &UpstreamTls::default(), &UpstreamKeys::default()).unwrap();
         Replica::new(&upstream, pool, 0, None)

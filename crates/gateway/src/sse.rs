@@ -6,6 +6,8 @@ use memchr::memmem;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
+use crate::rename::Rename;
+
 /// Longest event that is held back until it is whole.
 const LONGEST_EVENT: usize = 1 << 20;
 /// Bytes at the end of an answer that is no stream, in which its counts are looked for.
@@ -48,16 +50,39 @@ pub struct Watch {
     usage: Option<Usage>,
     chunks: u64,
     done: bool,
+    rename: Option<Rename>,
 }
 
 impl Watch {
     /// For a stream of events, or for an answer in one piece.
     pub fn new(events: bool, strip: bool) -> Self {
-        Self { events, strip: events && strip, held: BytesMut::new(), usage: None, chunks: 0, done: false }
+        Self {
+            events,
+            strip: events && strip,
+            held: BytesMut::new(),
+            usage: None,
+            chunks: 0,
+            done: false,
+            rename: None,
+        }
+    }
+
+    /// The same; and the client gets `ours` for the model's name where it is `theirs`.
+    #[must_use]
+    pub fn renaming(self, theirs: &str, ours: &str) -> Self {
+        Self { rename: Some(Rename::new(theirs, ours)), ..self }
     }
 
     /// What the client gets for `data` that has come.
     pub fn pass(&mut self, data: Bytes) -> Bytes {
+        let passed = self.watch(data);
+        match &mut self.rename {
+            Some(rename) => rename.pass(passed),
+            None => passed,
+        }
+    }
+
+    fn watch(&mut self, data: Bytes) -> Bytes {
         if !self.events {
             self.remember(&data);
             return data;
@@ -78,7 +103,18 @@ impl Watch {
 
     /// What is still held back when the answer has ended.
     pub fn rest(&mut self) -> Bytes {
-        if self.strip { self.held.split().freeze() } else { Bytes::new() }
+        let rest = if self.strip { self.held.split().freeze() } else { Bytes::new() };
+        match &mut self.rename {
+            Some(rename) => [rename.pass(rest), rename.rest()].concat().into(),
+            None => rest,
+        }
+    }
+
+    /// What the client gets for an answer that is there as a whole.
+    pub(crate) fn pass_whole(&mut self, data: Bytes) -> Bytes {
+        let passed = self.pass(data);
+        let rest = self.rest();
+        if rest.is_empty() { passed } else { [passed, rest].concat().into() }
     }
 
     /// The counts, if they have come.

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::client::conn::http1::{Connection, SendRequest, handshake};
+use hyper::client::conn::http1::{self, Connection, SendRequest};
 use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::http::uri::{Authority, PathAndQuery};
 use hyper::{StatusCode, Uri};
@@ -24,6 +24,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::credentials::{UpstreamKeys, UpstreamTls};
+use crate::http::BUFFER;
 
 /// Idle connections are dropped before engines close them (llama.cpp says after 5 s).
 const IDLE: Duration = Duration::from_secs(4);
@@ -149,7 +150,8 @@ impl Pool {
     /// A new connection. The name is looked up each time: addresses change.
     pub(crate) async fn connect(&self) -> io::Result<Wire> {
         let socket = timeout(CONNECT, self.open()).await??;
-        let (sender, connection) = handshake(TokioIo::new(socket)).await.map_err(io::Error::other)?;
+        let shaken = http1::Builder::new().max_buf_size(BUFFER).handshake(TokioIo::new(socket)).await;
+        let (sender, connection) = shaken.map_err(io::Error::other)?;
         Ok(Wire { sender, connection, ended: false })
     }
 

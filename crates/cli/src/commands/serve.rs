@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use boute_gateway::{
-    AdmissionLimits, EQUAL_SPEED, EmulatedReplicas, Gateway, Keys, KubernetesApi, Limits, RoutesConfig,
-    Settings, Tls, Upstream, UpstreamKeys, UpstreamTls, WhenVoid,
+    AdmissionLimits, EmulatedReplicas, Gateway, Keys, KubernetesApi, Limits, RoutesConfig, Settings, Tls,
+    Upstream, UpstreamKeys, UpstreamTls, WhenVoid,
 };
 use boute_router::Scorer;
 use boute_router::balance::{Balancing, ReplicaSpeed};
@@ -38,7 +38,8 @@ pub(crate) struct Args {
     /// Start an emulated replica for each one of the plan.
     #[arg(long, requires = "plan", conflicts_with = "replicas")]
     emulate: bool,
-    /// A live replica, such as `llama-3.1-8b=http://10.0.0.5:8001`; once for each, in the order of the plan's groups.
+    /// A live replica, such as `llama-3.1-8b=http://10.0.0.5:8001`; once for each, in the order of the plan's groups. An engine
+    /// that knows the model by another name has that after a `#`: `llama-3.1-8b=http://10.0.0.5:8001#meta-llama/Llama-3.1-8B`.
     #[arg(long = "replica", value_name = "MODEL=URL")]
     replicas: Vec<String>,
     /// Live replicas, a line `MODEL=URL` each, after those of the command line; a change is taken over while it runs.
@@ -361,11 +362,17 @@ fn named_replicas(args: &Args, plan: Option<&Plan>) -> Result<Vec<Upstream>, Fai
     let mut replicas = args.replicas.clone();
     if let Some(path) = &args.replica_file {
         let text = Input::read(path)?.text;
-        let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
-        replicas.extend(lines.filter(|line| !line.is_empty()).map(str::to_owned));
+        replicas.extend(text.lines().map(uncommented).filter(|line| !line.is_empty()).map(str::to_owned));
     }
     let planned = plan.map(|plan| speeds(plan, &plan.deployment)).transpose()?.unwrap_or_default();
     upstreams(&replicas, "--replica", &planned)
+}
+
+/// A line without its comment; a `#` within a word is part of a URL.
+fn uncommented(line: &str) -> &str {
+    let begins = |at: usize| line[..at].chars().next_back().is_none_or(char::is_whitespace);
+    let comment = line.match_indices('#').find(|(at, _)| begins(*at));
+    comment.map_or(line, |(at, _)| &line[..at]).trim()
 }
 
 /// The names with replicas behind them; the n-th of a model is the plan's n-th group.
@@ -403,13 +410,11 @@ fn upstreams(named: &[String], option: &str, planned: &Speeds) -> Result<Vec<Ups
             let known =
                 planned.get(model).and_then(|of_model| of_model.get(*index).or_else(|| of_model.first()));
             *index += 1;
-            Ok(Upstream {
-                model: model.to_owned(),
-                url: url.to_owned(),
-                host: None,
-                speed: known.map_or(EQUAL_SPEED, |(speed, _)| *speed),
-                expected_output_tokens: known.map(|(_, tokens)| *tokens),
-            })
+            let mut upstream = Upstream::at(model, url);
+            if let Some((speed, tokens)) = known {
+                (upstream.speed, upstream.expected_output_tokens) = (*speed, Some(*tokens));
+            }
+            Ok(upstream)
         })
         .collect()
 }

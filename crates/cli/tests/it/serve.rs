@@ -111,8 +111,9 @@ fn files_are_taken_over_and_sigterm_ends_what_is_under_way() {
     until("the new keys are in force", || models("bob").contains("\"m\""));
     assert!(models("alice").starts_with("HTTP/1.1 401"));
     fs::write(&keys, "nonsense").unwrap();
-    fs::write(&replicas, format!("m=http://{engine}\nn=http://{engine}/v1\n")).unwrap();
+    fs::write(&replicas, format!("m=http://{engine}\nn=http://{engine}/v1#theirs # two\n")).unwrap();
     until("the new replica is there", || models("bob").contains("\"n\""));
+    assert!(get(serving.admin, "/admin/replicas", "").contains("\"asked_as\":\"theirs\""));
     let metrics = get(serving.admin, "/metrics", "");
     assert!(metrics.contains("boute_plan_swaps_total{} 1\n"), "{metrics}");
 

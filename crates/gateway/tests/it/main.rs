@@ -10,6 +10,7 @@ mod hedging;
 mod operations;
 mod profile;
 mod routing;
+mod seeds;
 mod soak;
 mod traces;
 
@@ -73,11 +74,9 @@ async fn mock(model: &str) -> SocketAddr {
 
 fn upstream(model: &str, address: SocketAddr) -> Upstream {
     Upstream {
-        model: model.into(),
-        url: format!("http://{address}"),
-        host: None,
         speed: SPEED,
         expected_output_tokens: Some(20),
+        ..Upstream::at(model, &format!("http://{address}"))
     }
 }
 
@@ -233,6 +232,22 @@ async fn answers_come_whole_and_streamed_with_what_was_chosen() {
     );
     gateway.is_idle().await;
     assert_eq!(send(address, "GET", "/health", "").await.status, StatusCode::OK);
+}
+
+/// The engine refuses any other name than its own.
+#[tokio::test]
+async fn an_engine_may_know_a_model_by_another_name() {
+    let engine = mock("meta/\"8b\"").await;
+    let gateway =
+        gateway(vec![Upstream::at("8b", &format!("http://{engine}/v1#meta/\"8b\""))], Some("8b")).await;
+    for (asked, streams) in [("8b", false), ("auto", false), ("8b", true)] {
+        let answer = send(gateway.address, "POST", CHAT, ask(asked, 3, streams)).await;
+        assert_eq!((answer.status, answer.broken), (StatusCode::OK, false), "{}", answer.text);
+        assert_eq!(answer.headers["x-boute-model"], "8b");
+        assert!(answer.text.contains("\"model\":\"8b\"") && !answer.text.contains("meta"), "{}", answer.text);
+        assert!(answer.text.contains("\"completion_tokens\":3"), "{}", answer.text);
+    }
+    assert_eq!(served_models(&format!("http://{}/v1", gateway.address)).await, ["8b"]);
 }
 
 #[tokio::test]
