@@ -23,7 +23,8 @@ share["load_fraction"] = 1.0
 one["routing"].update(
     policy="constant", parameters={"model": group["model"]}, router="", router_digest="", models=[share]
 )
-one["routing"].pop("fallback", None)
+for key in ("fallback", "certificate"):
+    one["routing"].pop(key, None)
 write("one-gpu", one)
 
 two = copy.deepcopy(plan)

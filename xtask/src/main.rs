@@ -13,6 +13,7 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 mod bench;
 mod calibrate;
+mod docs;
 mod reference;
 mod tidy;
 
@@ -24,9 +25,12 @@ fn main() -> ExitCode {
         ["bench", rest @ ..] => bench::run(rest),
         ["calibrate"] => done(calibrate::run(&root())),
         ["reference"] => done(reference::run(&root())),
+        ["docs", boute, demo @ ..] if demo.len() < 2 => {
+            done(docs::run(&root(), Path::new(boute), demo.first().map(Path::new)))
+        }
         _ => {
             eprintln!(
-                "usage: cargo xtask tidy | calibrate | reference | bench [perf | sim | mobo | planner | router | autopilot] [small]"
+                "usage: cargo xtask tidy | calibrate | reference | docs BOUTE [DEMO] | bench [perf | sim | mobo | planner | router | autopilot] [small]"
             );
             ExitCode::from(2)
         }

@@ -1,6 +1,7 @@
 //! How a command ends: exit codes, and errors that say where, why and what to do.
 
 use std::fmt::Display;
+use std::io::ErrorKind;
 use std::path::Path;
 
 /// How a command that worked ended.
@@ -34,10 +35,12 @@ impl Failure {
 
     /// A file that cannot be read.
     pub(crate) fn unreadable(path: &Path, error: &std::io::Error) -> Self {
-        Self::input(
-            format_args!("cannot read `{}`: {error}", path.display()),
-            "paths in a spec are relative to the spec; check the name, or that the file is readable",
-        )
+        let hint = match error.kind() {
+            ErrorKind::NotFound => "check the name; paths in a spec are relative to the spec",
+            ErrorKind::IsADirectory => "name a file in it",
+            _ => "check that the file is readable",
+        };
+        Self::input(format_args!("cannot read `{}`: {error}", path.display()), hint)
     }
 
     /// A file that cannot be written.

@@ -47,6 +47,11 @@ impl Input {
         Ok(Self { name, text, sha256 })
     }
 
+    /// Whether this is a plan where something else is wanted, as far as a glance tells.
+    pub(crate) fn looks_like_a_plan(&self) -> bool {
+        self.text.starts_with('{') && self.text.contains("\"deployment\"")
+    }
+
     /// The entry of this file in a plan's list of inputs.
     pub(crate) fn digest(&self, input: &str) -> InputDigest {
         InputDigest { input: input.into(), file: self.name.clone(), sha256: self.sha256.clone() }
@@ -56,7 +61,33 @@ impl Input {
 /// Reads a plan.
 pub(crate) fn read_plan(path: &Path) -> Result<Plan, Failure> {
     let input = Input::read(path)?;
+    if !input.text.trim_start().starts_with('{') {
+        return Err(Failure::input(
+            format_args!("`{}` is no plan", input.name),
+            "a plan is what `boute plan boute.yaml -o plan.json` makes of a spec",
+        ));
+    }
     Plan::parse(&input.name, &input.text).map_err(Failure::told)
+}
+
+/// That files can be written there, asked before long work: their folders are there, and they are no folders themselves.
+pub(crate) fn check_writable<'a>(paths: impl IntoIterator<Item = &'a PathBuf>) -> Result<(), Failure> {
+    for path in paths {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
+            return Err(Failure::input(
+                format_args!("cannot write `{}`: there is no folder `{}`", path.display(), folder.display()),
+                "make it, or write elsewhere",
+            ));
+        }
+        if path.is_dir() {
+            return Err(Failure::input(
+                format_args!("cannot write `{}`: it is a folder", path.display()),
+                "name a file in it",
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// Opens a file of lines, or begins it, to append to, and reads what it holds. A last line that was not written to its end is

@@ -56,6 +56,12 @@ pub(crate) struct Choices {
 /// Reads the spec at `path` and everything it names.
 pub(crate) fn load(path: &Path, choices: &Choices) -> Result<Loaded, Failure> {
     let input = Input::read(path)?;
+    if input.looks_like_a_plan() {
+        return Err(Failure::input(
+            format_args!("`{}` is a plan, and a spec is wanted", input.name),
+            "give the `boute.yaml` that it was made from; `boute explain` takes plans",
+        ));
+    }
     let folder = path.to_owned();
     load_with(&input, choices, &move |name| Input::read(&beside(&folder, name)))
 }

@@ -11,7 +11,7 @@ use boute_spec::certificate::Certificate;
 use boute_spec::policy::RoutingPolicy;
 use serde_json::json;
 
-use crate::metrics::{CounterOf, describe, label, sample};
+use crate::metrics::{CounterOf, Histogram, SCORES, describe, label, sample};
 use crate::recent::Recent;
 
 /// Chance of a false alarm: of feedback ever, of drift within `boute_router::monitor::HORIZON` queries.
@@ -46,9 +46,17 @@ impl std::str::FromStr for WhenVoid {
 pub(crate) struct Watched {
     certificate: Certificate,
     policy: RoutingPolicy,
+    /// What each model was expected to score, for the calibration's queries and for those that came.
+    scores: Vec<Scores>,
     seen: Mutex<Seen>,
     void: AtomicBool,
     alarms: CounterOf,
+}
+
+#[derive(Debug)]
+struct Scores {
+    planned: Histogram,
+    seen: Histogram,
 }
 
 #[derive(Debug)]
@@ -75,7 +83,14 @@ impl Seen {
 
 impl Watched {
     pub(crate) fn new(certificate: Certificate, policy: RoutingPolicy) -> Self {
+        let reference = &certificate.reference;
+        let scores = reference.models.iter().zip(&reference.quantiles).map(|(_, quantiles)| {
+            let scores = Scores { planned: Histogram::new(&SCORES), seen: Histogram::new(&SCORES) };
+            quantiles.0.iter().for_each(|score| scores.planned.observe(f64::from(*score)));
+            scores
+        });
         Self {
+            scores: scores.collect(),
             seen: Mutex::new(Seen::nothing(&certificate)),
             certificate,
             policy,
@@ -95,17 +110,20 @@ impl Watched {
 
     /// The policy is to decide on a query, known by `key`: its scores in the order of the certificate's models, its novelty.
     pub(crate) fn observe(&self, key: u64, scores: impl Iterator<Item = f32>, novelty: f32) {
-        if self.is_void() {
-            return;
-        }
         let seen = &mut *self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if seen.once.get(key).is_some() {
             return;
         }
         seen.once.insert(key, ());
-        seen.queries += 1;
         seen.scores.clear();
         seen.scores.extend(scores);
+        for (of, score) in self.scores.iter().zip(&seen.scores) {
+            of.seen.observe(f64::from(*score));
+        }
+        if self.is_void() {
+            return;
+        }
+        seen.queries += 1;
         let alarm = seen.monitor.observe(&seen.scores, novelty);
         self.note(seen, alarm.as_ref());
     }
@@ -147,6 +165,9 @@ impl Watched {
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let alarm = seen.monitor.alarm();
         let since = seen.void_since.and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+        let scores = self.certificate.reference.models.iter().zip(&self.scores).map(
+            |(model, of)| json!({"model": model, "planned": of.planned.state(), "seen": of.seen.state()}),
+        );
         json!({
             "state": if alarm.is_some() { "void" } else { "valid" },
             "safe_model": self.certificate.safe_model,
@@ -155,6 +176,7 @@ impl Watched {
             "void_since_unix_s": since.map(|since| since.as_secs()),
             "calibration_queries": self.certificate.reference.queries,
             "queries": seen.queries,
+            "scores": scores.collect::<Vec<_>>(),
             "feedback": seen.monitor.answers().collect::<Vec<_>>(),
         })
     }

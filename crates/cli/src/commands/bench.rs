@@ -11,7 +11,7 @@ use boute_spec::units::RequestsPerSecond;
 use boute_spec::workload::Split;
 
 use crate::failure::{Ending, Failure};
-use crate::files::{Input, write_whole};
+use crate::files::{Input, check_writable, write_whole};
 use crate::printer::Printer;
 use crate::progress::Progress;
 use crate::replay::Replay;
@@ -57,6 +57,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
     check_time_scale(args.time_scale)?;
     crate::commands::mock::raise_descriptor_limit();
+    check_writable(&args.output)?;
     let input = Input::read(&args.trace)?;
     let trace = parse_trace(&input.name, &input.text).map_err(Failure::told)?;
     let trace = trace.window(0..args.requests.unwrap_or(usize::MAX).clamp(1, trace.requests().len()));
@@ -70,7 +71,7 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
     if listed.is_empty() {
         return Err(Failure::input(
             format_args!("`{}` does not answer /v1/models", args.url),
-            "give the address of an OpenAI-compatible endpoint, such as http://127.0.0.1:8080",
+            "give the address of an OpenAI-compatible endpoint over plain HTTP, such as http://127.0.0.1:8080",
         ));
     }
     let models = if args.model == boute_gateway::AUTO { listed } else { vec![args.model.clone()] };

@@ -35,6 +35,7 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
     let wanted = args.filter.as_deref().unwrap_or_default().to_lowercase();
     let kept: Vec<_> =
         rows.into_iter().filter(|row| row.iter().any(|cell| cell.to_lowercase().contains(&wanted))).collect();
+    let found = !kept.is_empty();
     if printer.json {
         let objects: Vec<serde_json::Map<_, _>> = kept
             .iter()
@@ -43,12 +44,14 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
             })
             .collect();
         printer.data(&objects)?;
+    } else if !found {
+        printer.say(format_args!("nothing in this list holds `{wanted}`; without it, all of it is shown"));
     } else {
         let mut table = Table::new();
         table.load_style(presets::NOTHING).set_header(header).add_rows(kept);
         printer.text(format_args!("{table}\n"));
     }
-    Ok(Ending::Done)
+    Ok(if found { Ending::Done } else { Ending::Unmet })
 }
 
 /// Numbers as numbers, the rest as text.

@@ -63,6 +63,8 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
          3. replay five minutes of traffic over HTTP, at {TIME_SCALE}× speed\n  4. compare what was promised with what was measured\n",
         args.output.display()
     ));
+    let data = args.output.join("data");
+    fs::create_dir_all(&data).map_err(|error| Failure::unwritable(&data, &error))?;
     let loaded = load_bundled(args.seed)?;
     for note in &loaded.notes {
         printer.say(note);
@@ -112,11 +114,10 @@ fn in_short(plan: &Plan, rows: &[StrategyRow], promised: &Outcome, measured: &Ou
     let others: Vec<String> = others
         .map(|(row, cost)| {
             let broken = if row.met { "" } else { ", its promises broken" };
-            format!(
-                "{:.0}% less than {} (${cost:.2}/h{broken})",
-                (1.0 - ours.get() / cost) * 100.0,
-                row.strategy
-            )
+            let less = (1.0 - ours.get() / cost) * 100.0;
+            let compared =
+                if less.abs() < 0.5 { "as much as".into() } else { format!("{less:.0}% less than") };
+            format!("{compared} {} (${cost:.2}/h{broken})", row.strategy)
         })
         .collect();
     let seconds = |outcome: &Outcome| outcome.p95_e2el_ms / 1e3;
@@ -206,7 +207,6 @@ fn write(
     rows: &[StrategyRow],
 ) -> Result<(), Failure> {
     let at = |name: &str| args.output.join(name);
-    fs::create_dir_all(at("data")).map_err(|error| Failure::unwritable(&args.output, &error))?;
     for (name, bytes) in FILES {
         write_whole(&at(name), bytes)?;
     }

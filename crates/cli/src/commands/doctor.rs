@@ -203,6 +203,10 @@ fn gpu_nodes(list: &Value) -> Check {
 /// An engine or a gateway.
 async fn server(client: &HttpClient, url: &str, now_s: i64) -> Vec<Check> {
     let base = url.trim_end_matches('/').trim_end_matches("/v1");
+    if !url.starts_with("http://") {
+        let help = "give one such as http://127.0.0.1:8080; https:// is not asked";
+        return vec![Check::fail(url, "is not an http:// address", help)];
+    }
     let health = match client.get(&format!("{base}/health")).await {
         Ok(health) => health,
         Err(cause) => {

@@ -28,7 +28,7 @@ pub(crate) struct Args {
     /// Requests per second it should carry, such as "20 req/s".
     #[arg(long)]
     rate: Option<String>,
-    /// Most rent, such as "$80/h".
+    /// Most rent, such as '$80/h'.
     #[arg(long)]
     budget: Option<String>,
     /// Write over files that are there.
@@ -153,6 +153,13 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
     };
     let rate = choose(&args.rate, "Requests per second it should carry", kit.rate)?;
     let budget = choose(&args.budget, "Most rent", "$100/h")?;
+    // No rent begins like this, but what a shell leaves of one does.
+    if let Some(budget) = args.budget.as_ref().filter(|budget| budget.starts_with(['0', '/'])) {
+        return Err(Failure::input(
+            format_args!("`--budget {budget}` is no rent"),
+            "in double quotes a shell takes `$8` for a name of its own: write `--budget '$80/h'`",
+        ));
+    }
     let spec = fill(&kit, &rate, &budget);
     // What was typed is judged where it will stand.
     parse_spec("boute.yaml", &spec).map_err(Failure::told)?;

@@ -38,7 +38,7 @@ pub(crate) struct Args {
     #[arg(long)]
     profile: Option<PathBuf>,
     /// Address to listen on.
-    #[arg(long, default_value = "127.0.0.1:8001")]
+    #[arg(long, default_value = "127.0.0.1:8001", value_parser = socket_address)]
     listen: SocketAddr,
     /// Virtual seconds per second.
     #[arg(long, default_value_t = 1.0)]
@@ -79,6 +79,14 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
 /// `select`. Where that fails, what there is must do.
 pub(crate) fn raise_descriptor_limit() {
     let _ = rlimit::increase_nofile_limit(u64::MAX);
+}
+
+/// An address to listen on.
+pub(crate) fn socket_address(text: &str) -> Result<SocketAddr, String> {
+    let numbers = text.replace("localhost:", "127.0.0.1:");
+    numbers.parse().map_err(|_| {
+        "write it like `127.0.0.1:8080`, or `0.0.0.0:8080` to be reached from elsewhere".to_owned()
+    })
 }
 
 /// Listens where `option` says, or says why not.

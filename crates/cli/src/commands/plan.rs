@@ -10,7 +10,7 @@ use boute_spec::plan::Plan;
 
 use crate::cache::database;
 use crate::failure::{Ending, Failure};
-use crate::files::{read_plan, write_whole};
+use crate::files::{check_writable, read_plan, write_whole};
 use crate::load::{Choices, Loaded, load, router_file_of};
 use crate::printer::Printer;
 use crate::progress::{Progress, catch_ctrl_c, stop_requested};
@@ -49,6 +49,7 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
         router_file: router_file.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         scoring: false,
     };
+    check_writable(args.output.iter().chain(&args.report))?;
     let loaded = load(&args.spec, &choices)?;
     for note in &loaded.notes {
         printer.say(note);

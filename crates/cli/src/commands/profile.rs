@@ -13,7 +13,7 @@ use comfy_table::{Table, presets};
 
 use crate::complete;
 use crate::failure::{Ending, Failure};
-use crate::files::{Input, write_whole};
+use crate::files::{Input, check_writable, write_whole};
 use crate::load;
 use crate::printer::Printer;
 use crate::progress::Progress;
@@ -85,6 +85,7 @@ pub(crate) fn read_speed(path: &Path) -> Result<Speed, Failure> {
 }
 
 pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
+    check_writable(&args.output)?;
     let mut config = replica(args)?;
     let measured = measure(args, printer)?;
     for note in &measured.notes {

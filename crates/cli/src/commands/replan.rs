@@ -17,7 +17,7 @@ use crate::commands::explain::spec_of;
 use crate::commands::plan::write_plan;
 use crate::decisions::{Line, in_order};
 use crate::failure::{Ending, Failure};
-use crate::files::{Input, beside, read_plan};
+use crate::files::{Input, beside, check_writable, read_plan};
 use crate::load::{Choices, load, router_file_of};
 use crate::market::{Gpus, MovingArgs, apply_prices};
 use crate::printer::Printer;
@@ -61,6 +61,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
+    check_writable(&args.output)?;
     let plan = read_plan(&args.plan)?;
     let spec = args.spec.clone().map_or_else(|| spec_of(&plan, &args.plan), Ok)?;
     let output = args.output.clone().or_else(|| args.apply.then(|| args.plan.clone()));
@@ -184,10 +185,11 @@ fn in_words(answer: &Replan) -> String {
     }
     let _ = write!(
         out,
-        "Moving takes {:.0} min and ${:.2} of rent on top; saves ${:.2}/h",
+        "Moving takes {:.0} min and ${:.2} of rent on top; {} ${:.2}/h",
         moving.seconds / 60.0,
         moving.usd.max(0.0),
-        answer.saving_usd_per_hour
+        if answer.saving_usd_per_hour < 0.0 { "from then on it costs another" } else { "saves" },
+        answer.saving_usd_per_hour.abs()
     );
     let paid =
         answer.pay_back_h.map_or(String::new(), |hours| format!(", paid back after {:.0} min", hours * 60.0));

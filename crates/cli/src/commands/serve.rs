@@ -19,7 +19,7 @@ use tokio::sync::watch;
 
 use crate::commands::autopilot;
 use crate::commands::bench::check_time_scale;
-use crate::commands::mock::{bind, raise_descriptor_limit};
+use crate::commands::mock::{bind, raise_descriptor_limit, socket_address};
 use crate::failure::{Ending, Failure};
 use crate::files::{Input, read_plan};
 use crate::printer::Printer;
@@ -51,11 +51,11 @@ pub(crate) struct Args {
     #[arg(long, value_name = "MODEL=URL", conflicts_with = "emulate")]
     discover: Vec<String>,
     /// Address to listen on.
-    #[arg(long, default_value = "127.0.0.1:8080")]
+    #[arg(long, default_value = "127.0.0.1:8080", value_parser = socket_address)]
     listen: SocketAddr,
     /// Address for operators: metrics, and replicas that come and go. Whoever reaches it may do anything. Without: the
     /// next port after `--listen`, on the loopback interface, or any that is free.
-    #[arg(long)]
+    #[arg(long, value_parser = socket_address)]
     admin: Option<SocketAddr>,
     /// Virtual seconds per second, for emulated replicas.
     #[arg(long, default_value_t = 1.0, requires = "emulate")]
@@ -361,8 +361,18 @@ fn pair<'a>(text: &'a str, option: &str, example: &str) -> Result<(&'a str, &'a 
 fn named_replicas(args: &Args, plan: Option<&Plan>) -> Result<Vec<Upstream>, Failure> {
     let mut replicas = args.replicas.clone();
     if let Some(path) = &args.replica_file {
-        let text = Input::read(path)?.text;
-        replicas.extend(text.lines().map(uncommented).filter(|line| !line.is_empty()).map(str::to_owned));
+        let input = Input::read(path)?;
+        let lines = (1..).zip(input.text.lines().map(uncommented));
+        for (number, line) in lines.filter(|(_, line)| !line.is_empty()) {
+            if !line.contains('=') {
+                let hint = "each line is `MODEL=URL`, such as `llama-3.1-8b=http://10.0.0.5:8001`";
+                return Err(Failure::input(
+                    format_args!("{}:{number}: `{line}` has no `=`", input.name),
+                    hint,
+                ));
+            }
+            replicas.push(line.to_owned());
+        }
     }
     let planned = plan.map(|plan| speeds(plan, &plan.deployment)).transpose()?.unwrap_or_default();
     upstreams(&replicas, "--replica", &planned)

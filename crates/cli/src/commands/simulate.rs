@@ -19,7 +19,7 @@ use boute_spec::workload::Trace;
 
 use crate::commands::bench::texts;
 use crate::failure::{Ending, Failure};
-use crate::files::{Input, read_plan, write_whole, write_whole_with};
+use crate::files::{Input, check_writable, read_plan, write_whole, write_whole_with};
 use crate::printer::Printer;
 use crate::replay::{Replay, scorer_of};
 
@@ -96,6 +96,7 @@ impl FromStr for Requests {
 }
 
 pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
+    check_writable(args.output.iter().chain(&args.replica.per_request))?;
     let outcome = match (&args.replica.step_time, &args.plan, &args.trace) {
         (Some(step_time), _, _) => of_replica(args, step_time)?,
         (None, Some(plan), Some(trace)) => of_plan(args, plan, trace)?,
@@ -113,6 +114,9 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
 fn of_plan(args: &Args, plan_path: &Path, trace: &Path) -> Result<Outcome, Failure> {
     let first = match &args.requests {
         None => usize::MAX,
+        Some(Requests::First(0)) => {
+            return Err(Failure::input("no requests are to be taken", "`--requests` is at least 1"));
+        }
         Some(Requests::First(count)) => *count,
         Some(Requests::File(path)) => {
             return Err(Failure::input(

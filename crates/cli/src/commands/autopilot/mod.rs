@@ -1,7 +1,7 @@
 //! `boute autopilot`.
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -141,6 +141,12 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
 }
 
 fn say(said: &Said, printer: Printer) -> Result<Ending, Failure> {
+    let (Said::Status(of)
+    | Said::Pin(of)
+    | Said::Freeze(of)
+    | Said::Release(of)
+    | Said::Lost { plan: of, .. }) = said;
+    fs::metadata(&of.plan).map_err(|error| Failure::unreadable(&of.plan, &error))?;
     let hold = |plan: &PlanArg, hold| Folder::of(&plan.plan).set_hold(hold).map(|()| Ending::Done);
     match said {
         Said::Status(plan) => status(&Folder::of(&plan.plan), printer),

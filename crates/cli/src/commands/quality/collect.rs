@@ -111,6 +111,10 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
     }
     let input = Input::read(&args.prompts)?;
     let prompts = prompts(&input, judge.needs_reference())?;
+    if prompts.is_empty() {
+        let hint = "a line is {\"prompt\": …, \"answer\": …}";
+        return Err(Failure::input(format_args!("`{}` has no prompts", input.name), hint));
+    }
     let (mut output, known) = open(&args.output, &models)?;
     let asked: Vec<Question> = prompts.into_iter().filter(|prompt| !known.contains(&prompt.id)).collect();
     if !known.is_empty() {

@@ -29,6 +29,11 @@ const VERSION: u32 = 2;
 /// Fewer queries certify nothing worth having.
 const FEWEST_QUERIES: usize = 30;
 
+/// A share on the command line; what it may be is judged later.
+fn share(text: &str) -> Result<f64, String> {
+    text.parse().map_err(|_| "write a share between 0 and 1, such as 0.95".to_owned())
+}
+
 /// Certifies a policy.
 #[derive(Debug, clap::Args)]
 #[command(group(clap::ArgGroup::new("promise").required(true).args(["floor", "max_loss"])))]
@@ -38,10 +43,10 @@ pub(crate) struct Certify {
     /// Per-query scores that the router was not trained on: JSON lines, plain or gzip.
     data: PathBuf,
     /// Mean score that the policy must keep, between 0 and 1.
-    #[arg(long)]
+    #[arg(long, value_parser = share)]
     floor: Option<f64>,
     /// How much worse than the reference model it may be on average: 0.02 is two points of a hundred.
-    #[arg(long)]
+    #[arg(long, value_parser = share)]
     max_loss: Option<f64>,
     /// The reference model; the best on the router's training queries if left out.
     #[arg(long, requires = "max_loss")]
@@ -53,7 +58,7 @@ pub(crate) struct Certify {
     #[arg(long = "mix", value_parser = assignment)]
     mix: Vec<(String, f64)>,
     /// Chance that the promises hold.
-    #[arg(long, default_value_t = 0.95)]
+    #[arg(long, default_value_t = 0.95, value_parser = share)]
     confidence: f64,
     /// How far the mean of the scores may be off, if a judge gave them.
     #[arg(long, default_value_t = 0.0)]

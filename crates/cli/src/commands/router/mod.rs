@@ -85,6 +85,10 @@ fn read(path: &Path, models: &[String]) -> Result<(QualityData, Input), Failure>
 
 fn read_router(path: &Path) -> Result<(Scorer, Input), Failure> {
     let input = Input::read(path)?;
+    if input.looks_like_a_plan() {
+        let hint = "a plan's router is in the file beside it: `plan.router.json`";
+        return Err(Failure::input(format_args!("`{}` is a plan, and a router is wanted", input.name), hint));
+    }
     let scorer = Scorer::parse(&input.name, &input.text).map_err(Failure::told)?;
     Ok((scorer, input))
 }
