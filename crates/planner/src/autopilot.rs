@@ -11,12 +11,16 @@ use std::collections::BTreeMap;
 use boute_spec::digest::sha256_hex;
 use boute_spec::plan::{Deployment, InvalidPlan, Plan, PlanDraft};
 use boute_spec::units::UsdPerHour;
+use boute_spec::workload::TraceRequest;
 use serde::{Deserialize, Serialize};
 
 use crate::forecast::Forecast;
 use crate::mix::ScoreMix;
 use crate::moving::{Stage, Terms};
-use crate::replan::{Answer, Replan};
+use crate::database::Database;
+use crate::plan::PlanError;
+use crate::problem::{Problem, Progress};
+use crate::replan::{Answer, Replan, as_of_late, lose, replan, serves};
 use crate::schedule::{Next, Schedule};
 
 /// Seconds of a day.
@@ -145,12 +149,65 @@ pub enum Trigger {
 pub struct Question {
     /// Why.
     pub trigger: Trigger,
-    /// Requests per second.
+    /// Requests per second that what runs must carry until the next move that is planned.
     pub rate: f64,
+    /// Those that a fleet is for, if it must be moved now.
+    pub moved_rate: f64,
     /// The mix, where it is not that of the planning queries.
     pub mix: Option<ScoreMix>,
     /// When a move is worth it; no move that only saves where too many were made.
     pub terms: Terms,
+}
+
+/// What a question is asked of.
+#[derive(Debug, Clone, Copy)]
+pub struct Scene<'a> {
+    /// The spec with its prices as they are.
+    pub spec: &'a Problem,
+    /// The requests of late.
+    pub recent: &'a [TraceRequest],
+    /// GPUs that are lost.
+    pub lost: &'a BTreeMap<String, u32>,
+    /// The plan that runs.
+    pub running: &'a Plan,
+}
+
+impl Question {
+    /// What [`replan`] answers. `measured` is the problem whose table is in the database; where that no longer [`serves`], it becomes the
+    /// problem as it is now.
+    ///
+    /// # Errors
+    /// If nothing meets the targets any more; if stopped.
+    pub fn answered(
+        &self,
+        scene: &Scene<'_>,
+        measured: &mut Problem,
+        database: &Database,
+        progress: Progress<'_>,
+    ) -> Result<Replan, PlanError> {
+        let Scene { spec, recent, lost, running } = scene;
+        let mut asked = |rate: f64| {
+            let mut problem = as_of_late(spec, recent, rate);
+            if let Some(mix) = &self.mix {
+                problem.quality = mix.applied_to(spec, &running.routing.policy).or(problem.quality);
+            }
+            lose(&mut problem, lost);
+            if !serves(measured, &problem) {
+                measured.clone_from(&problem);
+            }
+            replan(measured, &problem, running, &self.terms, database, progress)
+        };
+        let answer = asked(self.rate)?;
+        let must_move = answer.answer == Answer::Move && !answer.now.holds;
+        if must_move && self.moved_rate > self.rate {
+            match asked(self.moved_rate) {
+                // As much as there is, then.
+                Err(PlanError::Infeasible(_)) => {}
+                further => return further,
+            }
+        }
+        Ok(answer)
+    }
 }
 
 /// Something to do.
@@ -427,12 +484,16 @@ impl Autopilot {
         let trigger = self.trigger(signals, *carries, &next, mix.as_ref())?;
         let mix = mix.filter(|mix| signals.base_mix.as_ref().is_some_and(|base| mix.shifted(base)));
         let mut terms = self.settings.terms;
-        // Quality is not kept waiting for a fleet that is cheaper: that has its own question.
-        let about_quality = matches!(trigger, Trigger::Mix | Trigger::Alarm);
-        if !self.may_save(signals) || about_quality && next.at == 0 {
+        // Queries and lengths wander: what could be saved by that is left to the next move that is planned, if there is one.
+        let waits = matches!(trigger, Trigger::Mix | Trigger::Alarm | Trigger::Lengths);
+        if !self.may_save(signals) || waits && next.at.is_some() {
             terms.least_gain = f64::INFINITY;
         }
-        Some(Question { trigger, rate: next.rate, mix, terms })
+        if let Some(intervals) = next.at.filter(|at| *at > 0) {
+            let hours = (intervals as u64 * self.settings.interval_s) as f64 / 3600.0;
+            terms.horizon_h = terms.horizon_h.min(hours);
+        }
+        Some(Question { trigger, rate: next.rate, moved_rate: next.moved, mix, terms })
     }
 
     /// The day to come: what a fleet must carry, and the moves that may be made to save.
@@ -496,7 +557,7 @@ impl Autopilot {
             return Some(Trigger::Lengths);
         }
         let due = signals.now_s >= self.state.asked_s + self.settings.every_s && self.may_save(signals);
-        let lower = next.at == 0 && next.rate < carries / signals.stands * (1.0 - SLACK);
+        let lower = next.at == Some(0) && next.rate < carries / signals.stands * (1.0 - SLACK);
         (due && lower).then_some(Trigger::RateDown)
     }
 
@@ -569,6 +630,7 @@ impl Autopilot {
         decision.mix.clone_from(&replan.mix);
         let Some(plan) = &replan.plan else { return Ok((decision, BTreeMap::new())) };
         decision.saving_usd_per_hour = replan.saving_usd_per_hour;
+        decision.rate = plan.predicted.rate.get();
         decision.to = Some(digest(plan));
         let (acts, plans) = acts(replan, running, plan, signals.stands)?;
         decision.acts = acts;

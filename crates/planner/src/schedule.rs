@@ -23,10 +23,12 @@ pub(crate) struct Schedule {
 /// What is best.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Next {
-    /// The interval of the next move; 0 is now, the number of intervals never.
-    pub(crate) at: usize,
-    /// The highest rate until then; of a move now, until the one after.
+    /// The interval of the next move, 0 is now; `None` if there is to be none.
+    pub(crate) at: Option<usize>,
+    /// What comes until then; where it is best to save by a move now, what that is for.
     pub(crate) rate: f64,
+    /// What a fleet is for that is moved to now, whether or not that is best.
+    pub(crate) moved: f64,
 }
 
 /// The best from a move at some interval on.
@@ -40,10 +42,13 @@ impl Schedule {
     /// What is best for a fleet that was planned for one rate and carries another, somewhat higher one. What cannot carry what comes
     /// must move now, whatever is allowed.
     pub(crate) fn next(&self, planned: f64, carries: f64) -> Next {
-        let (from, end) = (self.segments(), self.need.len());
-        let mut best = (f64::INFINITY, Next { at: 0, rate: 0.0 });
+        let from = self.segments();
+        let known = from.first().and_then(|from| from.first().copied().flatten());
+        // Where none is allowed now, it takes the place of the first that is allowed later.
+        let now = known.unwrap_or_else(|| self.segment(0, |next| from[next].get(1).copied().flatten()));
+        let mut best = (f64::INFINITY, 0, now.rate);
         let mut highest = 0.0_f64;
-        for at in 0..=end {
+        for at in 0..=self.need.len() {
             if highest > carries {
                 break;
             }
@@ -51,17 +56,17 @@ impl Schedule {
             let cost = rest.map_or(f64::INFINITY, |rest| planned * at as f64 + rest);
             // As long as no move is allowed, the last moment at which it must be made all the same.
             if cost < best.0 || best.0.is_infinite() {
-                best = (cost, Next { at, rate: highest });
+                best = (cost, at, if at == 0 { now.rate } else { highest });
             }
             highest = self.need.get(at).map_or(highest, |need| highest.max(*need));
         }
-        if best.1.at > 0 {
-            return best.1;
+        let comes = self.need.first().copied().unwrap_or_default();
+        let (_, at, rate) = best;
+        Next {
+            at: (at < self.need.len()).then_some(at),
+            rate: if comes > carries { comes } else { rate },
+            moved: now.rate,
         }
-        // Where none is allowed now, it takes the place of the first that is allowed later.
-        let now = from.first().and_then(|from| from.first().copied().flatten());
-        let now = now.unwrap_or_else(|| self.segment(0, |next| from[next].get(1).copied().flatten()));
-        Next { at: 0, rate: now.rate }
     }
 
     /// By interval and number of moves made before: the best from a move there on, if it is allowed.
@@ -113,8 +118,8 @@ mod tests {
         let (mut runs, mut left, mut rates) = (planned, schedule.clone(), Vec::new());
         for _ in 0..schedule.need.len() {
             let next = left.next(runs, runs);
-            if next.at == 0 {
-                runs = next.rate;
+            if next.at == Some(0) {
+                runs = next.moved;
                 left.allowed.iter_mut().for_each(|allowed| *allowed = allowed.saturating_sub(1));
             }
             rates.push(runs);
@@ -138,11 +143,13 @@ mod tests {
 
     #[test]
     fn what_must_be_is_done_though_it_is_not_allowed() {
-        assert_eq!(day(0).next(3.0, 3.0), Next { at: 0, rate: 20.0 });
-        assert_eq!(day(0).next(4.0, 4.0), Next { at: 6, rate: 4.0 });
-        assert_eq!(day(3).next(3.0, 3.0), Next { at: 0, rate: 4.0 });
+        let next = |moves, runs| day(moves).next(runs, runs);
+        assert_eq!(next(0, 3.0), Next { at: Some(0), rate: 4.0, moved: 20.0 });
+        assert_eq!(next(0, 4.0), Next { at: Some(6), rate: 4.0, moved: 20.0 });
+        assert_eq!(next(3, 3.0), Next { at: Some(0), rate: 4.0, moved: 4.0 });
         // What carries enough is left alone until the day comes.
-        assert_eq!(day(3).next(4.0, 4.2), Next { at: 6, rate: 4.0 });
+        assert_eq!(next(3, 4.2), Next { at: Some(6), rate: 4.0, moved: 4.0 });
+        assert_eq!(next(0, 20.0), Next { at: None, rate: 20.0, moved: 20.0 });
     }
 
     /// The least rent of a day with at most `moves`, by trying all moments.

@@ -11,11 +11,11 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use boute_planner::autopilot::{
-    Act, Autopilot, Decision, Entry, Hold, Observed, Record, Settings, Signals, Trigger, digest,
+    Act, Autopilot, Decision, Entry, Hold, Observed, Record, Scene, Settings, Signals, Trigger, digest,
 };
 use boute_planner::mix::ScoreMix;
 use boute_planner::moving::Terms;
-use boute_planner::replan::{Answer, as_of_late, lose, replan, serves, within_stock};
+use boute_planner::replan::{Answer, as_of_late, lose, replan, within_stock};
 use boute_planner::verify::simulate_fleet;
 use boute_planner::deployment::{Effort, Goal, Limits};
 use boute_planner::{Database, PlanError, Prepared, Problem, Strategy, plan};
@@ -260,9 +260,10 @@ impl Week {
         (self.at(3, 18)..self.at(3, 24)).contains(&interval)
     }
 
-    /// GPUs that are lost.
+    /// GPUs that are lost: for twelve hours of a week, and for as large a part of a shorter time.
     fn lost(&self, interval: u64) -> BTreeMap<String, u32> {
-        let gone = (self.at(2, 10)..self.at(2, 22)).contains(&interval);
+        let hours = 12 * self.days / 7;
+        let gone = (self.at(2, 10)..self.at(2, 10 + hours)).contains(&interval);
         if gone { self.lost.clone() } else { BTreeMap::new() }
     }
 
@@ -430,15 +431,8 @@ impl Week {
             };
             if let Some(question) = autopilot.question(&signals) {
                 let recent = self.recent(interval);
-                let mut problem = as_of_late(&spec, &recent, question.rate);
-                if let Some(mix) = &question.mix {
-                    problem.quality = mix.applied_to(&spec, &running.routing.policy).or(problem.quality);
-                }
-                lose(&mut problem, &signals.lost);
-                if !serves(&measured, &problem) {
-                    measured.clone_from(&problem);
-                }
-                let answer = match replan(&measured, &problem, &running, &question.terms, database, &quiet) {
+                let scene = Scene { spec: &spec, recent: &recent, lost: &signals.lost, running: &running };
+                let answer = match question.answered(&scene, &mut measured, database, &quiet) {
                     Err(PlanError::Infeasible(why)) => Err(why.to_string()),
                     answer => Ok(answer.map_err(|error| error.to_string())?),
                 };

@@ -8,10 +8,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use boute_gateway::HttpClient;
 use boute_planner::autopilot::{
-    Act, Autopilot, Decision, Entry, Hold, Question, Record, Settings, Signals, digest,
+    Act, Autopilot, Decision, Entry, Hold, Question, Record, Scene, Settings, Signals, digest,
 };
 use boute_planner::mix::ScoreMix;
-use boute_planner::replan::{Answer, as_of_late, lose, replan, serves};
+use boute_planner::replan::Answer;
 use boute_planner::{Database, PlanError, Problem};
 use boute_spec::digest::sha256_hex;
 use boute_spec::plan::Plan;
@@ -422,15 +422,10 @@ impl<'a> Pilot<'a> {
     fn decide(&mut self, signals: &Signals, question: &Question, running: &Plan) -> Result<(), Failure> {
         let recent = in_order(self.traffic.recent());
         let spec = &self.loaded()?.problem;
-        let mut problem = as_of_late(spec, &recent, question.rate);
-        if let Some(mix) = &question.mix {
-            problem.quality = mix.applied_to(spec, &running.routing.policy).or(problem.quality);
-        }
-        lose(&mut problem, &signals.lost);
-        let measured = self.measured.as_ref().unwrap_or(spec);
-        let measured = if serves(measured, &problem) { measured } else { &problem }.clone();
+        let mut measured = self.measured.clone().unwrap_or_else(|| spec.clone());
+        let scene = Scene { spec, recent: &recent, lost: &signals.lost, running };
         let stop = |_: &boute_planner::Step| stop_requested();
-        let answer = match replan(&measured, &problem, running, &question.terms, &self.database, &stop) {
+        let answer = match question.answered(&scene, &mut measured, &self.database, &stop) {
             Ok(answer) => Ok(answer),
             Err(PlanError::Infeasible(why)) => Err(why.to_string()),
             Err(PlanError::Stopped) => return Ok(()),
