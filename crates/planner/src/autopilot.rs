@@ -11,12 +11,17 @@ use std::collections::BTreeMap;
 use boute_spec::digest::sha256_hex;
 use boute_spec::plan::{Deployment, InvalidPlan, Plan, PlanDraft};
 use boute_spec::units::UsdPerHour;
+use boute_spec::workload::TraceRequest;
 use serde::{Deserialize, Serialize};
 
 use crate::forecast::Forecast;
 use crate::mix::ScoreMix;
 use crate::moving::{Stage, Terms};
-use crate::replan::{Answer, Replan};
+use crate::database::Database;
+use crate::plan::PlanError;
+use crate::problem::{Problem, Progress};
+use crate::replan::{Answer, Replan, as_of_late, lose, replan, serves};
+use crate::schedule::{Next, Schedule};
 
 /// Seconds of a day.
 const DAY_S: u64 = 86_400;
@@ -29,8 +34,8 @@ const ENOUGH: u64 = 2_000;
 const DRIFT: f64 = 0.15;
 /// A rate lower than planned for by this part is worth a question.
 const SLACK: f64 = 0.1;
-/// Intervals within which a fleet must be ready, for a rate that is coming.
-const LEAD: u64 = 2;
+/// A fleet decided on in an interval is ready in the next.
+const READY: usize = 1;
 /// Moves of a day that are kept for rates that what runs cannot carry.
 const KEPT_MOVES: usize = 2;
 /// Seconds until a failed act is tried again: doubled each time, up to the second.
@@ -41,12 +46,11 @@ const RETRY_S: (u64, u64) = (30, 900);
 pub struct Settings {
     /// Length of an interval of observation.
     pub interval_s: u64,
-    /// A smaller fleet is looked for this often.
+    /// A smaller fleet is looked for at most this often.
     pub every_s: u64,
-    /// A fleet is for the highest rate expected within this time.
+    /// The moments of the day's moves are chosen for this time to come.
     pub ahead_s: u64,
-    /// Moves to another fleet within a day, at most. Each doubles what the next one that only saves must bring, and the last two
-    /// are kept for rates that what runs cannot carry.
+    /// Moves to another fleet within a day, at most. The last two are kept for rates that what runs cannot carry.
     pub moves_per_day: usize,
     /// What moving takes and when it is worth it.
     pub terms: Terms,
@@ -54,7 +58,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { interval_s: 900, every_s: 3600, ahead_s: 4 * 3600, moves_per_day: 6, terms: Terms::default() }
+        Self { interval_s: 900, every_s: 3600, ahead_s: DAY_S, moves_per_day: 6, terms: Terms::default() }
     }
 }
 
@@ -87,7 +91,7 @@ pub enum Hold {
 }
 
 /// What is so now, beside the traffic.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Signals {
     /// Seconds since the Unix epoch.
     pub now_s: u64,
@@ -101,6 +105,23 @@ pub struct Signals {
     pub hold: Hold,
     /// The mix that the planning queries give under the policy that runs.
     pub base_mix: Option<ScoreMix>,
+    /// How many times the rate that it is made for a plan must stand, at least 1.
+    pub stands: f64,
+}
+
+impl Default for Signals {
+    /// Nothing is so.
+    fn default() -> Self {
+        Self {
+            now_s: 0,
+            offers: String::new(),
+            lost: BTreeMap::new(),
+            alarm: None,
+            hold: Hold::None,
+            base_mix: None,
+            stands: 1.0,
+        }
+    }
 }
 
 /// Why a plan is made again.
@@ -128,12 +149,65 @@ pub enum Trigger {
 pub struct Question {
     /// Why.
     pub trigger: Trigger,
-    /// Requests per second.
+    /// Requests per second that what runs must carry until the next move that is planned.
     pub rate: f64,
+    /// Those that a fleet is for, if it must be moved now.
+    pub moved_rate: f64,
     /// The mix, where it is not that of the planning queries.
     pub mix: Option<ScoreMix>,
     /// When a move is worth it; no move that only saves where too many were made.
     pub terms: Terms,
+}
+
+/// What a question is asked of.
+#[derive(Debug, Clone, Copy)]
+pub struct Scene<'a> {
+    /// The spec with its prices as they are.
+    pub spec: &'a Problem,
+    /// The requests of late.
+    pub recent: &'a [TraceRequest],
+    /// GPUs that are lost.
+    pub lost: &'a BTreeMap<String, u32>,
+    /// The plan that runs.
+    pub running: &'a Plan,
+}
+
+impl Question {
+    /// What [`replan`] answers. `measured` is the problem whose table is in the database; where that no longer [`serves`], it becomes the
+    /// problem as it is now.
+    ///
+    /// # Errors
+    /// If nothing meets the targets any more; if stopped.
+    pub fn answered(
+        &self,
+        scene: &Scene<'_>,
+        measured: &mut Problem,
+        database: &Database,
+        progress: Progress<'_>,
+    ) -> Result<Replan, PlanError> {
+        let Scene { spec, recent, lost, running } = scene;
+        let mut asked = |rate: f64| {
+            let mut problem = as_of_late(spec, recent, rate);
+            if let Some(mix) = &self.mix {
+                problem.quality = mix.applied_to(spec, &running.routing.policy).or(problem.quality);
+            }
+            lose(&mut problem, lost);
+            if !serves(measured, &problem) {
+                measured.clone_from(&problem);
+            }
+            replan(measured, &problem, running, &self.terms, database, progress)
+        };
+        let answer = asked(self.rate)?;
+        let must_move = answer.answer == Answer::Move && !answer.now.holds;
+        if must_move && self.moved_rate > self.rate {
+            match asked(self.moved_rate) {
+                // As much as there is, then.
+                Err(PlanError::Infeasible(_)) => {}
+                further => return further,
+            }
+        }
+        Ok(answer)
+    }
 }
 
 /// Something to do.
@@ -154,7 +228,7 @@ pub enum Act {
     Publish {
         /// Digest of the plan.
         plan: String,
-        /// Rate that it is for.
+        /// Rate that it carries.
         rate: f64,
     },
 }
@@ -210,7 +284,7 @@ pub enum Entry {
     Adopted {
         /// Its digest.
         plan: String,
-        /// Rate that it is for.
+        /// Rate that it carries.
         rate: f64,
     },
     /// An interval ended.
@@ -255,12 +329,14 @@ struct Change {
 /// What is known, by the journal.
 #[derive(Debug, Clone, Default)]
 struct State {
+    /// The plan that runs, and the rate that it carries.
     running: Option<(String, f64)>,
     observed: BTreeMap<u64, Observed>,
     rates: BTreeMap<u64, f64>,
     change: Option<Change>,
     /// When fleets were moved.
     moves: Vec<u64>,
+    /// When a smaller fleet was looked for.
     asked_s: u64,
     last: Option<Decision>,
     /// The first interval under the policy that runs.
@@ -322,11 +398,11 @@ impl Autopilot {
             }
             Entry::Observed(observed) => self.observed(observed),
             Entry::DryRun(decision) => {
-                self.state.asked_s = at_s;
+                self.asked(decision.trigger, at_s);
                 self.state.last = Some(decision.clone());
             }
             Entry::Decided(decision) => {
-                self.state.asked_s = at_s;
+                self.asked(decision.trigger, at_s);
                 if decision.answer == Some(Answer::Move) {
                     self.state.moves.push(at_s);
                 }
@@ -347,6 +423,12 @@ impl Autopilot {
                     (change.failures, change.not_before_s) = (change.failures + 1, at_s + wait_s);
                 }
             }
+        }
+    }
+
+    fn asked(&mut self, trigger: Trigger, at_s: u64) {
+        if trigger == Trigger::RateDown {
+            self.state.asked_s = at_s;
         }
     }
 
@@ -389,25 +471,51 @@ impl Autopilot {
 
     /// Whether to plan again, and for what. Never while acts are under way, or while a person has pinned the plan.
     pub fn question(&self, signals: &Signals) -> Option<Question> {
-        let (_, planned_rate) = self.state.running.as_ref()?;
+        let (_, carries) = self.state.running.as_ref()?;
         if self.state.change.is_some() || signals.hold == Hold::Pin {
             return None;
         }
-        let now = signals.now_s / self.settings.interval_s;
-        let forecast = Forecast { rates: &self.state.rates, per_day: self.per_day() };
-        let soon = forecast.peak(now, now + LEAD)?;
-        let ahead = forecast.peak(now, now + self.settings.ahead_s / self.settings.interval_s)?.max(soon);
+        let schedule = self.schedule(signals.now_s)?;
+        let next = schedule.next(carries / signals.stands, *carries);
+        if next.rate <= 0.0 {
+            return None;
+        }
         let mix = self.recent_mix();
-        let trigger = self.trigger(signals, *planned_rate, soon, ahead, mix.as_ref())?;
-        let rate = if soon > *planned_rate { ahead } else { ahead.min(*planned_rate) };
+        let trigger = self.trigger(signals, *carries, &next, mix.as_ref())?;
         let mix = mix.filter(|mix| signals.base_mix.as_ref().is_some_and(|base| mix.shifted(base)));
         let mut terms = self.settings.terms;
-        // Few moves are left for what saves little.
-        terms.least_gain *= f64::from(1 << self.moves_today(signals.now_s).min(16));
-        if !self.may_save(signals) {
+        // Queries and lengths wander: what could be saved by that is left to the next move that is planned, if there is one.
+        let waits = matches!(trigger, Trigger::Mix | Trigger::Alarm | Trigger::Lengths);
+        if !self.may_save(signals) || waits && next.at.is_some() {
             terms.least_gain = f64::INFINITY;
         }
-        Some(Question { trigger, rate, mix, terms })
+        if let Some(intervals) = next.at.filter(|at| *at > 0) {
+            let hours = (intervals as u64 * self.settings.interval_s) as f64 / 3600.0;
+            terms.horizon_h = terms.horizon_h.min(hours);
+        }
+        Some(Question { trigger, rate: next.rate, moved_rate: next.moved, mix, terms })
+    }
+
+    /// The day to come: what a fleet must carry, and the moves that may be made to save.
+    fn schedule(&self, now_s: u64) -> Option<Schedule> {
+        let interval_s = self.settings.interval_s;
+        let now = now_s / interval_s;
+        let count = (self.settings.ahead_s / interval_s).clamp(1, self.per_day());
+        let needs = Forecast { rates: &self.state.rates, per_day: self.per_day() }.needs(now, count)?;
+        let until_ready = |at: usize| {
+            let end = (at + READY + 1).min(needs.len());
+            needs[at..end].iter().copied().fold(0.0, f64::max)
+        };
+        let allowed = |at: u64| {
+            let made = self.moves_today(now_s + at * interval_s);
+            self.settings.moves_per_day.saturating_sub(KEPT_MOVES + made)
+        };
+        let Terms { machine_s, warm_up_s, .. } = self.settings.terms;
+        Some(Schedule {
+            need: (0..needs.len()).map(until_ready).collect(),
+            allowed: (0..count).map(allowed).collect(),
+            move_intervals: (machine_s + warm_up_s) / interval_s as f64,
+        })
     }
 
     /// Whether a fleet may be moved that keeps its promises, to save.
@@ -419,9 +527,8 @@ impl Autopilot {
     fn trigger(
         &self,
         signals: &Signals,
-        planned_rate: f64,
-        soon: f64,
-        ahead: f64,
+        carries: f64,
+        next: &Next,
         mix: Option<&ScoreMix>,
     ) -> Option<Trigger> {
         let last = self.state.last.as_ref();
@@ -439,7 +546,7 @@ impl Autopilot {
         if mix.zip(expected).is_some_and(|(mix, expected)| mix.shifted(expected)) {
             return Some(Trigger::Mix);
         }
-        if soon > planned_rate {
+        if next.rate > carries {
             return Some(Trigger::RateUp);
         }
         let planned_with = last.and_then(|last| last.lengths);
@@ -450,7 +557,8 @@ impl Autopilot {
             return Some(Trigger::Lengths);
         }
         let due = signals.now_s >= self.state.asked_s + self.settings.every_s && self.may_save(signals);
-        (due && ahead < planned_rate * (1.0 - SLACK)).then_some(Trigger::RateDown)
+        let lower = next.at == Some(0) && next.rate < carries / signals.stands * (1.0 - SLACK);
+        (due && lower).then_some(Trigger::RateDown)
     }
 
     /// The mix of the latest intervals that have enough decisions by the policy that runs.
@@ -522,8 +630,9 @@ impl Autopilot {
         decision.mix.clone_from(&replan.mix);
         let Some(plan) = &replan.plan else { return Ok((decision, BTreeMap::new())) };
         decision.saving_usd_per_hour = replan.saving_usd_per_hour;
+        decision.rate = plan.predicted.rate.get();
         decision.to = Some(digest(plan));
-        let (acts, plans) = acts(replan, running, plan)?;
+        let (acts, plans) = acts(replan, running, plan, signals.stands)?;
         decision.acts = acts;
         Ok((decision, plans))
     }
@@ -553,8 +662,11 @@ fn acts(
     replan: &Replan,
     running: &Plan,
     plan: &Plan,
+    stands: f64,
 ) -> Result<(Vec<Act>, BTreeMap<String, Plan>), InvalidPlan> {
-    let publish = || Act::Publish { plan: digest(plan), rate: plan.predicted.rate.get() };
+    // A fleet that stays was only asked to carry the traffic as it is.
+    let carries = if replan.answer == Answer::Move { stands } else { 1.0 };
+    let publish = || Act::Publish { plan: digest(plan), rate: plan.predicted.rate.get() * carries };
     let mut plans = BTreeMap::from([(digest(plan), plan.clone())]);
     let moving = replan.moving.as_ref().filter(|_| replan.answer == Answer::Move);
     let Some(moving) = moving else { return Ok((vec![publish()], plans)) };

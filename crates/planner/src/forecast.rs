@@ -1,12 +1,14 @@
 //! The rate of the next hours, from that of the last days.
 //!
 //! ```text
-//! expected(s) = median over the last 7 days of the rate at the same time of day × level
-//! level       = (rate of the last 4 intervals) / (the same median for them), within 1/2 and 2
+//! expected(s) = usual(s) × level
+//! usual(s)    = median over the last 7 days of (rate of the interval before + 2 × at the same time of day + after) / 4
+//! level       = (rate of the last 4 intervals) / (what is usual for them), within 1/2 and 2
 //! margin      = 95 % quantile over the last 3 days of rate / what was expected of it an hour before, within 1.05 and 2
 //! ```
 //! Where no earlier day is known, the rate of the last two intervals is expected to go on, and the margin is 1.3 (assumed) until
-//! there are 24 intervals to measure it on. The margin is what bursts and growth have surpassed the forecast by: it follows them.
+//! there are 24 intervals to measure it on. The margin is what bursts and growth have surpassed the forecast by: it follows them. What is
+//! above all that in the last interval is a burst, which the next two are to be ready for.
 
 use std::collections::BTreeMap;
 
@@ -25,6 +27,8 @@ const MARGINS: (f64, f64) = (1.05, 2.0);
 /// Without enough to measure it on.
 const ASSUMED_MARGIN: f64 = 1.3;
 const FEWEST_MEASURED: usize = 24;
+/// Intervals for which a burst is expected to go on.
+const BURST: u64 = 2;
 
 /// What is known of the rate: requests per second by number of the interval since the Unix epoch.
 #[derive(Debug, Clone, Copy)]
@@ -36,33 +40,54 @@ pub struct Forecast<'a> {
 }
 
 impl Forecast<'_> {
-    /// The highest rate to be ready for in the intervals from `first` to `last`; `None` if nothing is known.
-    pub fn peak(&self, first: u64, last: u64) -> Option<f64> {
+    /// The rates to be ready for in `count` intervals from `first` on, at most a day; `None` if nothing is known.
+    pub fn needs(&self, first: u64, count: u64) -> Option<Vec<f64>> {
         let known = first.checked_sub(1)?;
-        let highest = (first..=last).filter_map(|at| self.expected(at, known)).max_by(f64::total_cmp)?;
-        Some(highest * self.margin(known))
-    }
-
-    /// What is expected of interval `at` by what is known up to `known`.
-    fn expected(&self, at: u64, known: u64) -> Option<f64> {
-        let last = |count: u64| self.rates.range(known.saturating_sub(count - 1)..=known);
-        let Some(usual) = self.usual(at, known) else {
-            let (sum, count) = last(2).fold((0.0, 0_u32), |(sum, count), (_, rate)| (sum + rate, count + 1));
-            return (count > 0).then(|| sum / f64::from(count));
+        let (level, margin) = (self.level(known, LEVEL), self.margin(known));
+        let burst = self.level(known, 1) * MARGINS.0;
+        let need = |at: u64| {
+            let expected = self.expected(at, known, level)?;
+            let sudden = self.usual(at, known).filter(|_| at < first + BURST).map(|usual| usual * burst);
+            Some((expected * margin).max(sudden.unwrap_or_default()))
         };
-        let pairs = last(LEVEL).filter_map(|(at, rate)| Some((*rate, self.usual(*at, known)?)));
-        let (now, then) = pairs.fold((0.0, 0.0), |(now, then), pair| (now + pair.0, then + pair.1));
-        let level = if then > 0.0 { (now / then).clamp(1.0 / MOST_LEVEL, MOST_LEVEL) } else { 1.0 };
-        Some(usual * level)
+        (first..first + count).map(need).collect()
     }
 
-    /// The median at that time of the days before.
+    /// What is expected of interval `at` at a `level`, by what is known up to `known`.
+    fn expected(&self, at: u64, known: u64, level: f64) -> Option<f64> {
+        if let Some(usual) = self.usual(at, known) {
+            return Some(usual * level);
+        }
+        let last = self.last(2, known);
+        let (sum, count) = last.fold((0.0, 0_u32), |(sum, count), (_, rate)| (sum + rate, count + 1));
+        (count > 0).then(|| sum / f64::from(count))
+    }
+
+    /// How many times what is usual the last intervals had.
+    fn level(&self, known: u64, count: u64) -> f64 {
+        let pairs = self.last(count, known).filter_map(|(at, rate)| Some((rate, self.usual(at, known)?)));
+        let (now, then) = pairs.fold((0.0, 0.0), |(now, then), pair| (now + pair.0, then + pair.1));
+        if then > 0.0 { (now / then).clamp(1.0 / MOST_LEVEL, MOST_LEVEL) } else { 1.0 }
+    }
+
+    fn last(&self, count: u64, known: u64) -> impl Iterator<Item = (u64, f64)> {
+        self.rates.range((known + 1).saturating_sub(count)..=known).map(|(at, rate)| (*at, *rate))
+    }
+
+    /// What is usual at that time, by the days before.
     fn usual(&self, at: u64, known: u64) -> Option<f64> {
         let before = (1..=DAYS).filter_map(|day| at.checked_sub(day * self.per_day));
-        let mut rates: Vec<f64> =
-            before.filter(|at| *at <= known).filter_map(|at| self.rates.get(&at).copied()).collect();
+        let mut rates: Vec<f64> = before.filter_map(|at| self.around(at, known)).collect();
         rates.sort_unstable_by(f64::total_cmp);
         (!rates.is_empty()).then(|| quantile(&rates, 0.5))
+    }
+
+    /// The rate of an interval, smoothed with its neighbours': of few days, the noise of single intervals would be taken for a pattern.
+    fn around(&self, at: u64, known: u64) -> Option<f64> {
+        let rate = |at: u64| self.rates.get(&at).filter(|_| at <= known).copied();
+        let own = rate(at)?;
+        let beside = |at: Option<u64>| at.and_then(rate).unwrap_or(own);
+        Some((beside(at.checked_sub(1)) + 2.0 * own + beside(at.checked_add(1))) / 4.0)
     }
 
     fn margin(&self, known: u64) -> f64 {
@@ -71,8 +96,8 @@ impl Forecast<'_> {
         let mut surpassed: Vec<f64> = recent
             .filter_map(|(at, rate)| {
                 let before = at.checked_sub(hour)?;
-                self.usual(*at, before)?;
-                Some(rate / self.expected(*at, before).filter(|expected| *expected > 0.0)?)
+                let expected = self.usual(*at, before)? * self.level(before, LEVEL);
+                (expected > 0.0).then(|| rate / expected)
             })
             .collect();
         if surpassed.len() < FEWEST_MEASURED {
@@ -95,15 +120,16 @@ mod tests {
     }
 
     fn peak(rates: &BTreeMap<u64, f64>, first: u64, last: u64) -> f64 {
-        Forecast { rates, per_day: 96 }.peak(first, last).unwrap()
+        let needs = Forecast { rates, per_day: 96 }.needs(first, last + 1 - first).unwrap();
+        needs.into_iter().fold(0.0, f64::max)
     }
 
     #[test]
     fn a_pattern_that_repeats_is_expected_again() {
         let rates = days(&[1.0, 1.0, 1.0]);
         let noon = 3 * 96 + 48;
-        // 1.05, the least margin: nothing has surpassed the forecast.
-        assert!((peak(&rates, 3 * 96, noon) / (16.0 * 1.05) - 1.0).abs() < 1e-9);
+        // 1.05, the least margin: nothing has surpassed the forecast. The peak is a little smoothed.
+        assert!((peak(&rates, 3 * 96, noon) / (16.0 * 1.05) - 1.0).abs() < 1e-3);
         assert!(peak(&rates, 3 * 96, 3 * 96 + 8) < 6.0, "the night is quiet");
     }
 
@@ -122,9 +148,17 @@ mod tests {
     }
 
     #[test]
+    fn a_burst_is_expected_to_go_on_for_two_intervals() {
+        let mut rates = days(&[1.0, 1.0, 1.0]);
+        rates.entry(3 * 96 - 1).and_modify(|rate| *rate *= 1.6);
+        let needs = Forecast { rates: &rates, per_day: 96 }.needs(3 * 96, 3).unwrap();
+        assert!(needs[1] > 1.5 * 4.0 && needs[2] < 1.3 * 4.1, "{needs:?}");
+    }
+
+    #[test]
     fn without_a_day_the_last_rate_goes_on_with_a_wide_margin() {
         let rates = BTreeMap::from([(7, 4.0), (8, 6.0)]);
         assert!((peak(&rates, 9, 20) - 5.0 * ASSUMED_MARGIN).abs() < 1e-12);
-        assert_eq!(Forecast { rates: &BTreeMap::new(), per_day: 96 }.peak(9, 20), None);
+        assert_eq!(Forecast { rates: &BTreeMap::new(), per_day: 96 }.needs(9, 20), None);
     }
 }

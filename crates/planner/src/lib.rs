@@ -27,6 +27,7 @@ pub mod problem;
 pub mod replan;
 mod resume;
 pub mod routing;
+mod schedule;
 pub mod score;
 pub mod search;
 mod standing;

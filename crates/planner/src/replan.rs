@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 
+use boute_spec::file::Lengths;
 use boute_spec::plan::{Deployment, Objective, Plan, PlanDraft, ReplicaGroup};
 use boute_spec::units::{RequestsPerSecond, UsdPerHour};
 use boute_spec::workload::{Trace, TraceRequest};
@@ -150,23 +151,49 @@ fn longest(trace: &Trace) -> u32 {
     trace.requests().iter().map(length).max().unwrap_or_default()
 }
 
-/// Whether the table of `measured` serves `other` traffic: mean lengths are alike.
-fn same_lengths(measured: &Trace, other: &Trace) -> bool {
-    let means = |trace: &Trace| {
-        let count = trace.requests().len() as f64;
-        let sum = trace.requests().iter().fold((0.0, 0.0), |(prompt, answer), it| {
-            (prompt + f64::from(it.input_tokens), answer + f64::from(it.output_tokens))
-        });
-        (sum.0 / count, sum.1 / count)
+/// Whether the table of `measured` serves `other`: what a replica of any model gets is as long in the mean, and no request is longer.
+///
+/// Where it does not, `other` is what to measure, and to keep for the questions to come: its table is simulated once.
+#[must_use]
+pub fn serves(measured: &Problem, other: &Problem) -> bool {
+    if measured.lengths != other.lengths {
+        return false;
+    }
+    let near = |(a, b): (f64, f64)| (a - b).abs() <= SAME_LENGTHS * b;
+    let means = mean_lengths(measured).into_iter().zip(mean_lengths(other));
+    let longest_of = |problem: &Problem| {
+        longest(&problem.planning_trace).max(longest(&problem.verification_trace))
     };
-    let near = |a: f64, b: f64| (a / b - 1.0).abs() <= SAME_LENGTHS;
-    let (a, b) = (means(measured), means(other));
-    near(a.0, b.0) && near(a.1, b.1)
+    // Lengths of the trace are nothing to queries that bring their own.
+    let as_long = other.lengths == Lengths::Quality || longest_of(other) <= longest_of(measured);
+    as_long && means.into_iter().all(near)
 }
 
-/// What to do about `running`, for the `problem` as it is now. `measured` is the problem of the spec, whose table is in the database;
-/// it is used where lengths are alike, and everything is verified on the traffic of `problem`. Lost GPUs are those that its stock
-/// lacks (see [`lose`] and [`within_stock`]).
+/// Mean tokens of prompts, then of each model's answers.
+fn mean_lengths(problem: &Problem) -> Vec<f64> {
+    let mean = |count: usize, tokens: &dyn Fn(usize) -> u32| {
+        (0..count).map(|at| f64::from(tokens(at))).sum::<f64>() / count.max(1) as f64
+    };
+    let models = 0..problem.models.len();
+    match problem.quality.as_ref().filter(|_| problem.lengths == Lengths::Quality) {
+        Some(quality) => {
+            let queries = &quality.planning;
+            let prompt = mean(queries.len(), &|query| queries.prompt_tokens[query]);
+            let answer = |model| mean(queries.len(), &|query| queries.output_tokens(query, model));
+            [prompt].into_iter().chain(models.map(answer)).collect()
+        }
+        None => {
+            let (requests, scales) = (problem.planning_trace.requests(), problem.output_scales());
+            let prompt = mean(requests.len(), &|at| requests[at].input_tokens);
+            let answer = mean(requests.len(), &|at| requests[at].output_tokens);
+            [prompt].into_iter().chain(models.map(|model| scales[model] * answer)).collect()
+        }
+    }
+}
+
+/// What to do about `running`, for the `problem` as it is now. `measured` is the problem whose table is in the database: that of the spec,
+/// or one that was asked about before. It is used where it [`serves`], and everything is verified on the traffic of `problem`. Lost GPUs
+/// are those that its stock lacks (see [`lose`] and [`within_stock`]).
 ///
 /// # Errors
 /// If nothing meets the targets any more; if stopped.
@@ -178,18 +205,14 @@ pub fn replan(
     database: &Database,
     progress: Progress<'_>,
 ) -> Result<Replan, PlanError> {
-    let longest = |problem: &Problem| {
-        [&problem.planning_trace, &problem.verification_trace].map(longest).into_iter().max()
-    };
-    let alike = same_lengths(&measured.planning_trace, &problem.planning_trace)
-        && longest(problem) <= longest(measured);
     let table_of = Problem {
         planning_trace: measured.planning_trace.clone(),
         verification_trace: measured.verification_trace.clone(),
         rate: measured.rate,
+        quality: measured.quality.clone(),
         ..problem.clone()
     };
-    let table_of = if alike { &table_of } else { problem };
+    let table_of = if serves(measured, problem) { &table_of } else { problem };
     let mut left = PlanDraft::clone(running);
     left.deployment = within_stock(&running.deployment, problem);
     let kept = &left.deployment.groups;

@@ -185,6 +185,7 @@ impl World {
             let question = boute_planner::autopilot::Question {
                 trigger: Trigger::RateDown,
                 rate: 16.0,
+                moved_rate: 16.0,
                 mix: None,
                 terms: Settings::default().terms,
             };

@@ -8,11 +8,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use boute_gateway::HttpClient;
 use boute_planner::autopilot::{
-    Act, Autopilot, Decision, Entry, Hold, Question, Record, Settings, Signals, digest,
+    Act, Autopilot, Decision, Entry, Hold, Question, Record, Scene, Settings, Signals, digest,
 };
 use boute_planner::mix::ScoreMix;
-use boute_planner::replan::{Answer, as_of_late, lose, replan};
-use boute_planner::{Database, PlanError};
+use boute_planner::replan::Answer;
+use boute_planner::{Database, PlanError, Problem};
 use boute_spec::digest::sha256_hex;
 use boute_spec::plan::Plan;
 use boute_spec::units::Seconds;
@@ -112,14 +112,13 @@ pub(crate) struct RunArgs {
     /// Traffic is observed in intervals of this length.
     #[arg(long, value_name = "TIME", default_value = "15min")]
     interval: Seconds,
-    /// A smaller fleet is looked for this often.
+    /// A smaller fleet is looked for at most this often.
     #[arg(long, value_name = "TIME", default_value = "1h")]
     every: Seconds,
-    /// A fleet is for the highest rate expected within this time.
-    #[arg(long, value_name = "TIME", default_value = "4h")]
+    /// The moments of the day's moves are chosen for this time to come, at most a day.
+    #[arg(long, value_name = "TIME", default_value = "24h")]
     ahead: Seconds,
-    /// Moves to another fleet within a day, at most. Each doubles what the next one that only saves must bring; the last two are
-    /// kept for rates that the fleet cannot carry.
+    /// Moves to another fleet within a day, at most. The last two are kept for rates that the fleet cannot carry.
     #[arg(long, value_name = "N", default_value_t = 6)]
     moves_per_day: usize,
     /// Look once, do what is due, and end.
@@ -215,6 +214,8 @@ struct Pilot<'a> {
     database: Database,
     /// Spec and prices as they were read last, by their digests.
     loaded: Option<(String, Loaded)>,
+    /// What the table of replicas was simulated for last, where that is not the spec's traffic.
+    measured: Option<Problem>,
     router_file: PathBuf,
     runtime: Runtime,
     /// Asks the gateway.
@@ -254,6 +255,7 @@ impl<'a> Pilot<'a> {
             traffic,
             database: database(),
             loaded: None,
+            measured: None,
             router_file,
             runtime: Runtime::new().map_err(Failure::unexpected)?,
             client: HttpClient::new(METRICS_TIMEOUT),
@@ -392,7 +394,7 @@ impl<'a> Pilot<'a> {
         if let Some(prices) = &self.args.prices {
             apply_prices(&mut loaded.problem, prices)?;
         }
-        self.loaded = Some((name, loaded));
+        (self.loaded, self.measured) = (Some((name, loaded)), None);
         Ok(())
     }
 
@@ -419,19 +421,17 @@ impl<'a> Pilot<'a> {
                 .and_then(|admin| self.runtime.block_on(alarm(&self.client, admin))),
             hold,
             base_mix: queries.and_then(|queries| ScoreMix::expected(queries, &running.routing.policy).ok()),
+            stands: problem.robust.rate,
         })
     }
 
     fn decide(&mut self, signals: &Signals, question: &Question, running: &Plan) -> Result<(), Failure> {
         let recent = in_order(self.traffic.recent());
         let spec = &self.loaded()?.problem;
-        let mut problem = as_of_late(spec, &recent, question.rate);
-        if let Some(mix) = &question.mix {
-            problem.quality = mix.applied_to(spec, &running.routing.policy).or(problem.quality);
-        }
-        lose(&mut problem, &signals.lost);
+        let mut measured = self.measured.clone().unwrap_or_else(|| spec.clone());
+        let scene = Scene { spec, recent: &recent, lost: &signals.lost, running };
         let stop = |_: &boute_planner::Step| stop_requested();
-        let answer = match replan(spec, &problem, running, &question.terms, &self.database, &stop) {
+        let answer = match question.answered(&scene, &mut measured, &self.database, &stop) {
             Ok(answer) => Ok(answer),
             Err(PlanError::Infeasible(why)) => Err(why.to_string()),
             Err(PlanError::Stopped) => return Ok(()),
@@ -449,6 +449,7 @@ impl<'a> Pilot<'a> {
             .autopilot
             .decide(signals, question, &answer, running, inputs)
             .map_err(Failure::unexpected)?;
+        self.measured = Some(measured);
         self.printer.say(in_words(&decision));
         if !self.args.live {
             return self.note(Entry::DryRun(decision)).map(drop);
