@@ -1,35 +1,40 @@
-//! The end of `boute`: replicas of one configuration in exchange for another.
+//! What `boute` does beside its search, from every new best and at the end: replicas in exchange for others.
 //!
 //! The knapsack takes models one after the other and a late request's price for the same everywhere; what a fleet of few
 //! replicas gains by a pair of others it does not see. From the best design on, some replicas of one configuration are given
-//! up for as many of another as the money (where rent is minimised: less than theirs) and the stock allow, in the order of
+//! up for some of another and as many of a third as the money (where rent is minimised: less than theirs) and the stock
+//! allow. Each is tried under the division of the load for which it promises most, the highest promise first:
 //! ```text
 //! min_m Σ_c count_c·alone_c / fraction_m        alone_c: rate at which a replica keeps the promises by itself
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::knapsack::Replica;
 use super::structured::replicas;
-use super::{Course, Design, Ground, STABLE_FOR};
+use super::{Course, Design, Ground};
 use crate::deployment::Goal;
 
-/// More replicas of one configuration are not added at once.
-const MOST_ADDED: u32 = 64;
+/// Configurations that are offered in exchange, about: the cheapest per request of each model.
+const OFFERED: usize = 24;
+/// Replicas that are given up, and taken of the second configuration, at most.
+const FEW: u32 = 4;
+/// Replicas that are taken of the third, at most.
+const MANY: u32 = 64;
 
 impl Course<'_> {
-    /// Exchanges from the best design on, until nothing better was found for [`STABLE_FOR`] of them.
-    pub(super) fn exchange(&mut self) {
-        let mut tried = BTreeSet::new();
+    /// Exchanges from the best design on, until nothing better was found for `patience` of them.
+    pub(super) fn exchange(&mut self, patience: usize) {
         'better: while let Some((value, design)) = self.best.clone() {
             let mut stable = 0;
-            for counts in self.ground.exchanges(&design) {
-                if !tried.insert(counts.clone()) {
-                    continue;
-                }
-                if stable == STABLE_FOR || self.values.len() == self.most || self.stopped {
+            for next in self.ground.exchanges(&design) {
+                if stable == patience || self.values.len() == self.most || self.stopped {
                     return;
                 }
-                self.judge(Design { counts, ..design });
+                if !self.tried.insert((next.route, next.counts.clone())) {
+                    continue;
+                }
+                self.judge(next);
                 if self.best.as_ref().is_some_and(|(best, _)| *best != value) {
                     continue 'better;
                 }
@@ -41,42 +46,71 @@ impl Course<'_> {
 }
 
 impl Ground<'_> {
-    /// Replicas per candidate after each exchange, the most promising first.
-    fn exchanges(&self, design: &Design) -> Vec<BTreeMap<usize, u32>> {
+    /// What each exchange leads to, the most promising first.
+    fn exchanges(&self, design: &Design) -> Vec<Design> {
         let fractions = &self.routes[design.route].stats.fractions;
-        let used: Vec<usize> = (0..fractions.len()).filter(|model| fractions[*model] > 0.0).collect();
-        let offered: Vec<_> =
-            used.iter().flat_map(|model| replicas(self, *model, fractions, f64::INFINITY)).collect();
+        let offered = self.offered(fractions);
         let alone: BTreeMap<usize, f64> =
             offered.iter().map(|replica| (replica.candidate, replica.rate)).collect();
-        let mut after = Vec::new();
+        let mut after = BTreeSet::new();
         for (given, count) in &design.counts {
-            for less in 0..=*count {
+            for less in 0..=FEW.min(*count) {
                 let mut kept = design.counts.clone();
                 kept.insert(*given, count - less);
-                for replica in &offered {
-                    let most = self.affordable(design, &kept, replica.candidate);
-                    if replica.candidate != *given && most + less > 0 {
-                        let mut counts = kept.clone();
-                        *counts.entry(replica.candidate).or_default() += most;
-                        counts.retain(|_, count| *count > 0);
-                        after.push(counts);
+                for second in &offered {
+                    for few in 0..=FEW.min(self.affordable(design, &kept, second.candidate)) {
+                        let mut with = kept.clone();
+                        *with.entry(second.candidate).or_default() += few;
+                        for third in &offered {
+                            let many = MANY.min(self.affordable(design, &with, third.candidate));
+                            let mut counts = with.clone();
+                            *counts.entry(third.candidate).or_default() += many;
+                            counts.retain(|_, count| *count > 0);
+                            after.insert(counts);
+                        }
                     }
                 }
             }
         }
         let enough = if self.goal == Goal::Cost { self.limits.rate } else { f64::INFINITY };
-        let promise = |counts: &BTreeMap<usize, u32>| {
-            let carried = |model: usize| -> f64 {
-                let own = counts.iter().filter(|(at, _)| self.search.candidates[**at].model == model);
-                own.map(|(at, count)| alone.get(at).unwrap_or(&0.0) * f64::from(*count)).sum()
-            };
-            let rates = used.iter().map(|m| carried(*m) / fractions[*m] / self.limits.margins[*m]);
-            (rates.fold(enough, f64::min), self.search.rent(counts))
+        let ranked = after.into_iter().filter_map(|counts| {
+            let (rate, route) = self.promised(&counts, &alone)?;
+            Some((rate.min(enough), self.search.rent(&counts), Design { route, counts }))
+        });
+        let mut ranked: Vec<_> = ranked.collect();
+        ranked.sort_by(|(a, usd_a, _), (b, usd_b, _)| b.total_cmp(a).then(usd_a.total_cmp(usd_b)));
+        ranked.into_iter().map(|(.., design)| design).collect()
+    }
+
+    /// Replicas of each model that has a part of the load.
+    fn offered(&self, fractions: &[f64]) -> Vec<Replica> {
+        let used: Vec<usize> = (0..fractions.len()).filter(|model| fractions[*model] > 0.0).collect();
+        let each = (OFFERED / used.len().max(1)).max(2);
+        let of_model = |model: &usize| {
+            let mut all = replicas(self, *model, fractions, f64::INFINITY);
+            all.sort_by(|a, b| (a.usd_per_hour / a.rate).total_cmp(&(b.usd_per_hour / b.rate)));
+            all.truncate(each);
+            all
         };
-        let mut ranked: Vec<_> = after.into_iter().map(|counts| (promise(&counts), counts)).collect();
-        ranked.sort_by(|((a, usd_a), _), ((b, usd_b), _)| b.total_cmp(a).then(usd_a.total_cmp(usd_b)));
-        ranked.into_iter().map(|(_, counts)| counts).collect()
+        used.iter().flat_map(of_model).collect()
+    }
+
+    /// The highest rate that replicas promise which carry `alone` each, and the admissible route for which it is.
+    fn promised(&self, counts: &BTreeMap<usize, u32>, alone: &BTreeMap<usize, f64>) -> Option<(f64, usize)> {
+        let mut carried = vec![0.0; self.search.problem.models.len()];
+        for (candidate, count) in counts {
+            let rate = alone.get(candidate).copied().unwrap_or_default();
+            carried[self.search.candidates[*candidate].model] += rate * f64::from(*count);
+        }
+        let rate = |route: usize| -> f64 {
+            let loads = self.routes[route].stats.fractions.iter().zip(&self.limits.margins);
+            let rates = carried.iter().zip(loads).filter(|(_, (fraction, _))| **fraction > 0.0);
+            rates
+                .map(|(carried, (fraction, margin))| carried / fraction / margin)
+                .fold(f64::INFINITY, f64::min)
+        };
+        let admissible = (0..self.routes.len()).filter(|route| self.routes[*route].admissible);
+        admissible.map(|route| (rate(route), route)).max_by(|a, b| a.0.total_cmp(&b.0))
     }
 
     /// How many replicas of a candidate the money and the stock that `kept` leaves are for.
@@ -91,7 +125,7 @@ impl Ground<'_> {
         let on_offer = kept.iter().filter(|(at, _)| candidates[**at].offer == wanted.offer);
         let rented: u32 = on_offer.map(|(at, count)| candidates[*at].gpus() * count).sum();
         let stock = self.limits.stock[wanted.offer];
-        let by_stock = stock.map_or(MOST_ADDED, |stock| stock.saturating_sub(rented) / wanted.gpus());
-        by_money.min(by_stock).min(MOST_ADDED)
+        let by_stock = stock.map_or(u32::MAX, |stock| stock.saturating_sub(rented) / wanted.gpus());
+        by_money.min(by_stock)
     }
 }

@@ -11,7 +11,7 @@ mod knapsack;
 mod raw;
 mod structured;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use boute_mobo::nsga2::nsga2;
 use boute_mobo::{Noise, Outcome, Point, Space, Structure, Study, Transform, random_points};
@@ -24,7 +24,7 @@ use crate::search::{Choice, Search};
 
 /// Evaluations of a search, at most.
 pub const EVALUATIONS: usize = 100;
-/// `boute` ends its search, and then its exchanges, after so many evaluations in a row that found nothing better (as in the paper).
+/// `boute` ends its search, and then its exchanges, after so many in a row that found nothing better (as in the paper).
 const STABLE_FOR: usize = 20;
 /// Price and lack of quality that bound the hypervolume. So far away that what counts is the ends of the front, of which one
 /// is the best value.
@@ -88,6 +88,7 @@ impl Search<'_> {
                 stopped: false,
                 values: Vec::new(),
                 best: None,
+                tried: BTreeSet::new(),
             };
             course.run(strategy, self.problem.seed);
             trail.choice = course.choice();
@@ -225,6 +226,8 @@ struct Course<'a> {
     stopped: bool,
     values: Vec<f64>,
     best: Option<(f64, Design)>,
+    /// Routes and replicas that came from exchanges.
+    tried: BTreeSet<(usize, BTreeMap<usize, u32>)>,
 }
 
 impl Course<'_> {
@@ -243,16 +246,17 @@ impl Course<'_> {
                 // Likewise.
                 nsga2(&space, POPULATION, most, seed, evaluate).unwrap_or_default();
             }
-            BlackBox::Qnehvi => self.bayesian(seed, usize::MAX),
+            BlackBox::Qnehvi => self.bayesian(seed, usize::MAX, 0),
             BlackBox::Boute => {
-                self.bayesian(seed, STABLE_FOR);
-                self.exchange();
+                self.bayesian(seed, STABLE_FOR, 1);
+                self.exchange(STABLE_FOR);
             }
         }
     }
 
-    /// Bayesian optimisation until nothing better is found for `stable_for` evaluations after the design.
-    fn bayesian(&mut self, seed: u64, stable_for: usize) {
+    /// Bayesian optimisation until nothing better is found for `stable_for` points after the design. From every new best on,
+    /// replicas are exchanged until so many `exchanges` were in vain.
+    fn bayesian(&mut self, seed: u64, stable_for: usize, exchanges: usize) {
         let constraints = self.ground.slacks(&Design { route: 0, counts: BTreeMap::new() }, 0.0).len();
         let mut problem = boute_mobo::Problem::new(self.encoding.space.clone(), 2, constraints);
         problem.transforms = vec![Transform::None; problem.outputs()];
@@ -267,7 +271,7 @@ impl Course<'_> {
         if study.enqueue(first.clone()).is_err() {
             return;
         }
-        let (mut stable, mut value) = (0, f64::NAN);
+        let (mut points, mut stable, mut value) = (0, 0, f64::NAN);
         while stable < stable_for && self.values.len() < self.most && !self.stopped {
             let Ok(asked) = study.ask(1) else { return };
             for candidate in asked {
@@ -276,9 +280,13 @@ impl Course<'_> {
                     return;
                 }
             }
-            let now = self.values.last().copied().unwrap_or(f64::NAN);
-            stable = if now == value && self.values.len() > designed { stable + 1 } else { 0 };
-            value = now;
+            points += 1;
+            let better = self.best.as_ref().is_some_and(|(best, _)| *best != value);
+            if better && exchanges > 0 {
+                self.exchange(exchanges);
+            }
+            stable = if better || points <= designed { 0 } else { stable + 1 };
+            value = self.best.as_ref().map_or(f64::NAN, |(best, _)| *best);
         }
     }
 
