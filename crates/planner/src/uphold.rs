@@ -89,6 +89,24 @@ impl Attempt {
         Self { choice, bound, rate, margins, deployment, planned, verified, stressed, repairs: 0 }
     }
 
+    /// The same if it keeps every promise on the traffic as it is; if not, nothing more is simulated.
+    pub(crate) fn if_kept(
+        search: &Search<'_>,
+        routes: &[Route],
+        choice: Choice,
+        deployment: Deployment,
+        rate: f64,
+        margins: &[f64],
+    ) -> Option<Self> {
+        let simulation = Simulation::new(search, &routes[choice.route], &deployment, rate);
+        let (planned, verified) = simulation.windows();
+        if ![&planned, &verified].into_iter().all(|run| kept(search.problem, run)) {
+            return None;
+        }
+        let (stressed, margins) = (simulation.stressed(), margins.to_vec());
+        Some(Self { choice, bound: None, rate, margins, deployment, planned, verified, stressed, repairs: 0 })
+    }
+
     /// An attempt that holds; the hardest runs are made first, and no others if they break a promise.
     fn if_it_holds(
         search: &Search<'_>,

@@ -13,11 +13,11 @@ use std::time::Instant;
 use boute_planner::autopilot::{
     Act, Autopilot, Decision, Entry, Hold, Observed, Record, Scene, Settings, Signals, Trigger, digest,
 };
+use boute_planner::deployment::{Effort, Goal, Limits};
 use boute_planner::mix::ScoreMix;
 use boute_planner::moving::Terms;
 use boute_planner::replan::{Answer, as_of_late, lose, replan, within_stock};
 use boute_planner::verify::simulate_fleet;
-use boute_planner::deployment::{Effort, Goal, Limits};
 use boute_planner::{Database, PlanError, Prepared, Problem, Strategy, plan};
 use boute_router::ScoredQueries;
 use boute_router::decide::Decider;
@@ -60,8 +60,9 @@ const STABILISATION: usize = 2;
 const READY_S: f64 = 250.0;
 
 pub(crate) fn run(small: bool, report: &mut Report) -> Result<(), String> {
-    replan_times(small, report)?;
-    let mut week = Week::new(if small { 2 } else { 7 })?;
+    let example = paper_like_problem()?;
+    replan_times(small, &example, report)?;
+    let mut week = Week::new(if small { 2 } else { 7 }, example)?;
     let database = Database::in_memory();
     let peak = week.static_plan(week.rates.values().copied().fold(0.0, f64::max), &database)?;
     let mean = week.static_plan(week.rates.values().sum::<f64>() / week.rates.len() as f64, &database)?;
@@ -116,11 +117,10 @@ pub(crate) fn run(small: bool, report: &mut Report) -> Result<(), String> {
 
 /// Seconds of planning again against those of a plan, in the paper's setting: after a change of price, of stock, and of the traffic of
 /// late.
-fn replan_times(small: bool, report: &mut Report) -> Result<(), String> {
-    let example = paper_like_problem()?;
+fn replan_times(small: bool, example: &Problem, report: &mut Report) -> Result<(), String> {
     let later = chat_requests()?.split_off(8_000);
     for (types, stock) in if small { &[(3, 24)][..] } else { &[(3, 24), (6, 48)] } {
-        let spec = papers(&example, *types, *stock)?;
+        let spec = papers(example, *types, *stock)?;
         let mut ratios = [Vec::new(), Vec::new(), Vec::new()];
         for _ in 0..if small { 1 } else { 3 } {
             let database = Database::in_memory();
@@ -203,8 +203,7 @@ struct Flown {
 }
 
 impl Week {
-    fn new(days: u64) -> Result<Self, String> {
-        let example = paper_like_problem()?;
+    fn new(days: u64, example: Problem) -> Result<Self, String> {
         let mut spec = Problem { budget: None, ..example };
         spec.offers.iter_mut().for_each(|offer| offer.stock = offer.stock.map(|stock| 2 * stock));
         let mut rng = ChaCha8Rng::seed_from_u64(7);
@@ -582,7 +581,8 @@ impl Week {
                     None => {
                         let limits = search.limits((step / 50.0).exp());
                         let limits = Limits { margins: vec![1.0; limits.margins.len()], ..limits };
-                        let swept = search.sweep(prepared.routes(), &limits, Goal::Cost, Effort::Proof, &quiet);
+                        let swept =
+                            search.sweep(prepared.routes(), &limits, Goal::Cost, Effort::Proof, &quiet);
                         let (_, bound) = swept.ok_or("no fleet for an interval")?;
                         known.insert(step as i64, bound);
                         bound
