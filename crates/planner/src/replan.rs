@@ -434,10 +434,18 @@ impl Replanning<'_> {
         able.into_iter().step_by(stride).find_map(|route| self.attempt_if_kept(standing, route))
     }
 
+    /// The part that simulation has upheld of the rate that the table promises of what runs.
+    fn upheld(&self) -> Option<f64> {
+        let standing = Standing::find(self.running, self.search, self.prepared.routes()).ok()?;
+        let promised = self.search.assess(&standing.route, &standing.counts)?.value;
+        (!self.reduced).then(|| (self.running.predicted.rate.get() / promised).min(1.0))
+    }
+
     /// The best plan that holds, if it is not `kept` itself.
     fn best(&self, kept: Option<&Attempt>) -> Result<Option<Attempt>, PlanError> {
         let (problem, search, routes) = (self.problem, self.search, self.prepared.routes());
         let upholder = Upholder::new(search, routes, goal_of(problem.objective), self.progress);
+        let upholder = upholder.expecting(self.upheld());
         let chosen = |limits: &Limits| choose(search, routes, Strategy::Exact, limits, self.progress);
         if let Some(kept) = kept.filter(|kept| kept.holds(problem)) {
             return Ok(Some(improved(&upholder, Strategy::Exact, kept.clone(), &chosen)));

@@ -111,7 +111,7 @@ pub(crate) fn run(small: bool, report: &mut Report) -> Result<(), String> {
         0.0,
     );
     report.at_most("  moves of the fleet within a day, at most", flown.most_moves as f64, 6.0);
-    report.at_most("  intervals from the score-mix shift to re-routing alone", flown.reaction, 1.0);
+    report.at_most("  intervals from harder queries to an answer that moves no fleet", flown.reaction, 1.0);
     Ok(())
 }
 
@@ -437,17 +437,16 @@ impl Week {
                 };
                 let decided = autopilot.decide(&signals, &question, &answer, &running, BTreeMap::new());
                 let (decision, named) = decided.map_err(|error| error.to_string())?;
-                if decision.answer != Some(Answer::Stay) {
+                if decision.answer != Some(Answer::Stay) || decision.trigger == Trigger::Mix {
                     told(interval, &decision);
                 }
                 if decision.answer == Some(Answer::Move) {
                     moves.push(start_s);
                 }
                 let shift = self.at(3, 18);
-                if decision.answer == Some(Answer::ReRoute)
-                    && decision.trigger == Trigger::Mix
-                    && interval >= shift
-                {
+                // Where what runs keeps the floor on harder queries too, to stay is the answer.
+                let without_move = matches!(decision.answer, Some(Answer::Stay | Answer::ReRoute));
+                if without_move && decision.trigger == Trigger::Mix && interval >= shift {
                     reaction = f64::min(reaction, (interval - shift) as f64);
                 }
                 plans.extend(named);
@@ -574,12 +573,12 @@ impl Week {
             let search = prepared.search();
             let mut known: BTreeMap<i64, f64> = BTreeMap::new();
             for interval in intervals {
-                // Rates within a fiftieth of each other are one, the lower.
-                let step = (self.rates[interval].ln() * 50.0).floor();
+                // Rates within a twentieth of each other are one, the lower.
+                let step = (self.rates[interval].ln() * 20.0).floor();
                 let bound = match known.get(&(step as i64)) {
                     Some(bound) => *bound,
                     None => {
-                        let limits = search.limits((step / 50.0).exp());
+                        let limits = search.limits((step / 20.0).exp());
                         let limits = Limits { margins: vec![1.0; limits.margins.len()], ..limits };
                         let swept =
                             search.sweep(prepared.routes(), &limits, Goal::Cost, Effort::Proof, &quiet);

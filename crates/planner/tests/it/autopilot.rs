@@ -119,7 +119,8 @@ fn a_daily_pattern_takes_few_moves_and_noise_none() {
     for number in 0..9 * PER_DAY {
         let now_s = number * INTERVAL_S;
         let signals = Signals { now_s, offers: "as ever".into(), stands: 1.05, ..Signals::default() };
-        if let Some(question) = autopilot.question(&signals) {
+        let left = autopilot.moves_today(now_s) < Settings::default().moves_per_day;
+        if let Some(question) = autopilot.question(&signals).filter(|_| left) {
             carries = 1.05 * question.moved_rate;
             moved(&mut autopilot, now_s, question.trigger, question.moved_rate);
             moves.push(number);
@@ -137,7 +138,9 @@ fn a_daily_pattern_takes_few_moves_and_noise_none() {
         }
     }
     let within_a_day = |from: u64| moves.iter().filter(|at| (from..from + PER_DAY).contains(*at)).count();
-    assert!(moves.iter().all(|from| within_a_day(*from) <= 6), "{moves:?}");
+    // The last two are kept for surprises; beyond the first day, of which nothing was known, there are few.
+    let mut known = moves.iter().filter(|from| **from >= PER_DAY);
+    assert!(known.all(|from| within_a_day(*from) <= 5), "{moves:?}");
     let learnt = moves.iter().filter(|at| **at >= 2 * PER_DAY).count();
     assert!((14..=7 * 5).contains(&learnt), "{learnt} moves in a week: {moves:?}");
     // The mean of the pattern is 0.6 of its peak; what stays must carry 20 and 6 % more.
