@@ -14,10 +14,10 @@ use boute_spec::units::UsdPerHour;
 use boute_spec::workload::TraceRequest;
 use serde::{Deserialize, Serialize};
 
+use crate::database::Database;
 use crate::forecast::Forecast;
 use crate::mix::ScoreMix;
 use crate::moving::{Stage, Terms};
-use crate::database::Database;
 use crate::plan::PlanError;
 use crate::problem::{Problem, Progress};
 use crate::replan::{Answer, Replan, as_of_late, lose, replan, serves};
@@ -331,6 +331,8 @@ struct Change {
 struct State {
     /// The plan that runs, and the rate that it carries.
     running: Option<(String, f64)>,
+    /// Until when which rates were carried, of the last day.
+    carried: Vec<(u64, f64)>,
     observed: BTreeMap<u64, Observed>,
     rates: BTreeMap<u64, f64>,
     change: Option<Change>,
@@ -391,10 +393,9 @@ impl Autopilot {
         let at_s = record.at_s;
         match &record.entry {
             Entry::Adopted { plan, rate } => {
-                self.state.running = Some((plan.clone(), *rate));
+                self.runs(plan, *rate, at_s);
                 self.state.change = None;
                 self.state.last = None;
-                self.state.policy_since = at_s.div_ceil(self.settings.interval_s);
             }
             Entry::Observed(observed) => self.observed(observed),
             Entry::DryRun(decision) => {
@@ -426,6 +427,21 @@ impl Autopilot {
         }
     }
 
+    fn runs(&mut self, plan: &str, rate: f64, at_s: u64) {
+        let before = self.state.running.replace((plan.to_owned(), rate));
+        self.state.carried.retain(|(until_s, _)| until_s + DAY_S > at_s);
+        self.state.carried.extend(before.map(|(_, rate)| (at_s, rate)));
+        self.state.policy_since = at_s.div_ceil(self.settings.interval_s);
+    }
+
+    /// The highest rate that came or was carried within the last day.
+    fn highest_of_a_day(&self, now_s: u64) -> f64 {
+        let day_ago = now_s.saturating_sub(DAY_S) / self.settings.interval_s;
+        let came = self.state.rates.range(day_ago..).map(|(_, rate)| *rate);
+        let carried = self.state.carried.iter().filter(|(until_s, _)| until_s + DAY_S > now_s);
+        came.chain(carried.map(|(_, rate)| *rate)).fold(0.0, f64::max)
+    }
+
     fn asked(&mut self, trigger: Trigger, at_s: u64) {
         if trigger == Trigger::RateDown {
             self.state.asked_s = at_s;
@@ -444,13 +460,13 @@ impl Autopilot {
 
     fn done(&mut self, number: usize, at_s: u64) {
         let Some(change) = self.state.change.as_mut().filter(|change| change.done == number) else { return };
-        if let Act::Publish { plan, rate } = &change.acts[number] {
-            self.state.running = Some((plan.clone(), *rate));
-            self.state.policy_since = at_s.div_ceil(self.settings.interval_s);
-        }
+        let act = change.acts[number].clone();
         (change.done, change.since_s, change.failures, change.not_before_s) = (number + 1, at_s, 0, at_s);
         if change.done == change.acts.len() {
             self.state.change = None;
+        }
+        if let Act::Publish { plan, rate } = act {
+            self.runs(&plan, rate, at_s);
         }
     }
 
@@ -485,15 +501,20 @@ impl Autopilot {
         let mix = mix.filter(|mix| signals.base_mix.as_ref().is_some_and(|base| mix.shifted(base)));
         let mut terms = self.settings.terms;
         // Queries and lengths wander: what could be saved by that is left to the next move that is planned, if there is one.
-        let waits = matches!(trigger, Trigger::Mix | Trigger::Alarm | Trigger::Lengths);
-        if !self.may_save(signals) || waits && next.at.is_some() {
+        let waits = matches!(trigger, Trigger::Mix | Trigger::Alarm | Trigger::Lengths) && next.at.is_some();
+        // What is asked to carry more than it was made for is not made smaller.
+        let rises = next.rate > *carries;
+        if !self.may_save(signals) || waits || rises {
             terms.least_gain = f64::INFINITY;
         }
         if let Some(intervals) = next.at.filter(|at| *at > 0) {
             let hours = (intervals as u64 * self.settings.interval_s) as f64 / 3600.0;
             terms.horizon_h = terms.horizon_h.min(hours);
         }
-        Some(Question { trigger, rate: next.rate, moved_rate: next.moved, mix, terms })
+        // Nothing can follow the last move of a day.
+        let left = self.settings.moves_per_day.saturating_sub(self.moves_today(signals.now_s));
+        let least = if left <= 1 { self.highest_of_a_day(signals.now_s) / signals.stands } else { 0.0 };
+        Some(Question { trigger, rate: next.rate, moved_rate: next.moved.max(least), mix, terms })
     }
 
     /// The day to come: what a fleet must carry, and the moves that may be made to save.

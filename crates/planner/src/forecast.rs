@@ -128,8 +128,8 @@ mod tests {
     fn a_pattern_that_repeats_is_expected_again() {
         let rates = days(&[1.0, 1.0, 1.0]);
         let noon = 3 * 96 + 48;
-        // 1.05, the least margin: nothing has surpassed the forecast. The peak is a little smoothed.
-        assert!((peak(&rates, 3 * 96, noon) / (16.0 * 1.05) - 1.0).abs() < 1e-3);
+        // 1.05, the least margin: nothing has surpassed the forecast. The pattern is a little smoothed.
+        assert!((peak(&rates, 3 * 96, noon) / (16.0 * 1.05) - 1.0).abs() < 5e-3);
         assert!(peak(&rates, 3 * 96, 3 * 96 + 8) < 6.0, "the night is quiet");
     }
 

@@ -161,9 +161,8 @@ pub fn serves(measured: &Problem, other: &Problem) -> bool {
     }
     let near = |(a, b): (f64, f64)| (a - b).abs() <= SAME_LENGTHS * b;
     let means = mean_lengths(measured).into_iter().zip(mean_lengths(other));
-    let longest_of = |problem: &Problem| {
-        longest(&problem.planning_trace).max(longest(&problem.verification_trace))
-    };
+    let longest_of =
+        |problem: &Problem| longest(&problem.planning_trace).max(longest(&problem.verification_trace));
     // Lengths of the trace are nothing to queries that bring their own.
     let as_long = other.lengths == Lengths::Quality || longest_of(other) <= longest_of(measured);
     as_long && means.into_iter().all(near)
@@ -175,20 +174,16 @@ fn mean_lengths(problem: &Problem) -> Vec<f64> {
         (0..count).map(|at| f64::from(tokens(at))).sum::<f64>() / count.max(1) as f64
     };
     let models = 0..problem.models.len();
-    match problem.quality.as_ref().filter(|_| problem.lengths == Lengths::Quality) {
-        Some(quality) => {
-            let queries = &quality.planning;
-            let prompt = mean(queries.len(), &|query| queries.prompt_tokens[query]);
-            let answer = |model| mean(queries.len(), &|query| queries.output_tokens(query, model));
-            [prompt].into_iter().chain(models.map(answer)).collect()
-        }
-        None => {
-            let (requests, scales) = (problem.planning_trace.requests(), problem.output_scales());
-            let prompt = mean(requests.len(), &|at| requests[at].input_tokens);
-            let answer = mean(requests.len(), &|at| requests[at].output_tokens);
-            [prompt].into_iter().chain(models.map(|model| scales[model] * answer)).collect()
-        }
+    if let Some(quality) = problem.quality.as_ref().filter(|_| problem.lengths == Lengths::Quality) {
+        let queries = &quality.planning;
+        let prompt = mean(queries.len(), &|query| queries.prompt_tokens[query]);
+        let answer = |model| mean(queries.len(), &|query| queries.output_tokens(query, model));
+        return [prompt].into_iter().chain(models.map(answer)).collect();
     }
+    let (requests, scales) = (problem.planning_trace.requests(), problem.output_scales());
+    let prompt = mean(requests.len(), &|at| requests[at].input_tokens);
+    let answer = mean(requests.len(), &|at| requests[at].output_tokens);
+    [prompt].into_iter().chain(models.map(|model| scales[model] * answer)).collect()
 }
 
 /// What to do about `running`, for the `problem` as it is now. `measured` is the problem whose table is in the database: that of the spec,
@@ -344,6 +339,19 @@ impl Replanning<'_> {
 
     /// The fleet that runs under a route, simulated; `None` if by the table it keeps the promises at no rate.
     fn attempt(&self, standing: &Standing, route: usize) -> Option<Attempt> {
+        let (choice, deployment, margins) = self.under(standing, route)?;
+        let routes = self.prepared.routes();
+        Some(Attempt::of_deployment(self.search, routes, choice, deployment, None, self.rate(), &margins))
+    }
+
+    /// The same, if it keeps every promise.
+    fn attempt_if_kept(&self, standing: &Standing, route: usize) -> Option<Attempt> {
+        let (choice, deployment, margins) = self.under(standing, route)?;
+        Attempt::if_kept(self.search, self.prepared.routes(), choice, deployment, self.rate(), &margins)
+    }
+
+    /// The fleet that runs under a route, with the margins that it is assessed with.
+    fn under(&self, standing: &Standing, route: usize) -> Option<(Choice, Deployment, Vec<f64>)> {
         let routes = self.prepared.routes();
         let standing = Standing { route: routes[route].clone(), counts: standing.counts.clone() };
         let margins = self.search.limits(self.problem.rate).margins;
@@ -353,8 +361,7 @@ impl Replanning<'_> {
         let planned =
             deployment(self.search.candidates, &fleet, &standing.route.stats.fractions, self.rate());
         let deployment = self.repriced(&planned);
-        let choice = Choice { route, fleet: Fleet { value, ..fleet } };
-        Some(Attempt::of_deployment(self.search, routes, choice, deployment, None, self.rate(), &margins))
+        Some((Choice { route, fleet: Fleet { value, ..fleet } }, deployment, margins))
     }
 
     /// The groups that run, at today's prices and with the loads of `planned`.
@@ -432,15 +439,21 @@ impl Replanning<'_> {
             .collect();
         able.sort_by(|a, b| certified(b).total_cmp(&certified(a)).then(a.cmp(b)));
         let stride = able.len().div_ceil(OTHER_ROUTES).max(1);
-        able.into_iter().step_by(stride).find_map(|route| {
-            self.attempt(standing, route).filter(|attempt| attempt.holds_as_it_is(self.problem))
-        })
+        able.into_iter().step_by(stride).find_map(|route| self.attempt_if_kept(standing, route))
+    }
+
+    /// The part that simulation has upheld of the rate that the table promises of what runs.
+    fn upheld(&self) -> Option<f64> {
+        let standing = Standing::find(self.running, self.search, self.prepared.routes()).ok()?;
+        let promised = self.search.assess(&standing.route, &standing.counts)?.value;
+        (!self.reduced).then(|| (self.running.predicted.rate.get() / promised).min(1.0))
     }
 
     /// The best plan that holds, if it is not `kept` itself.
     fn best(&self, kept: Option<&Attempt>) -> Result<Option<Attempt>, PlanError> {
         let (problem, search, routes) = (self.problem, self.search, self.prepared.routes());
         let upholder = Upholder::new(search, routes, goal_of(problem.objective), self.progress);
+        let upholder = upholder.expecting(self.upheld());
         let chosen = |limits: &Limits| choose(search, routes, Strategy::Exact, limits, self.progress);
         if let Some(kept) = kept.filter(|kept| kept.holds(problem)) {
             return Ok(Some(improved(&upholder, Strategy::Exact, kept.clone(), &chosen)));

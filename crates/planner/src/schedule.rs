@@ -148,7 +148,7 @@ mod tests {
         assert_eq!(next(0, 4.0), Next { at: Some(6), rate: 4.0, moved: 20.0 });
         assert_eq!(next(3, 3.0), Next { at: Some(0), rate: 4.0, moved: 4.0 });
         // What carries enough is left alone until the day comes.
-        assert_eq!(next(3, 4.2), Next { at: Some(6), rate: 4.0, moved: 4.0 });
+        assert_eq!(next(3, 4.0), Next { at: Some(6), rate: 4.0, moved: 4.0 });
         assert_eq!(next(0, 20.0), Next { at: None, rate: 20.0, moved: 20.0 });
     }
 

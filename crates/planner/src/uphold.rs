@@ -89,6 +89,24 @@ impl Attempt {
         Self { choice, bound, rate, margins, deployment, planned, verified, stressed, repairs: 0 }
     }
 
+    /// The same if it keeps every promise on the traffic as it is; if not, nothing more is simulated.
+    pub(crate) fn if_kept(
+        search: &Search<'_>,
+        routes: &[Route],
+        choice: Choice,
+        deployment: Deployment,
+        rate: f64,
+        margins: &[f64],
+    ) -> Option<Self> {
+        let simulation = Simulation::new(search, &routes[choice.route], &deployment, rate);
+        let (planned, verified) = simulation.windows();
+        if ![&planned, &verified].into_iter().all(|run| kept(search.problem, run)) {
+            return None;
+        }
+        let (stressed, margins) = (simulation.stressed(), margins.to_vec());
+        Some(Self { choice, bound: None, rate, margins, deployment, planned, verified, stressed, repairs: 0 })
+    }
+
     /// An attempt that holds; the hardest runs are made first, and no others if they break a promise.
     fn if_it_holds(
         search: &Search<'_>,
@@ -254,6 +272,8 @@ pub(crate) struct Upholder<'a> {
     pub(crate) routes: &'a [Route],
     pub(crate) goal: Goal,
     pub(crate) progress: Progress<'a>,
+    /// What part of a rate that the table promises is expected to hold, where an earlier plan has shown it.
+    upheld: Option<f64>,
     /// Routes and fleets whose highest rate is known: what several strategies choose is simulated once.
     tried: RefCell<BTreeSet<(usize, BTreeMap<usize, u32>)>>,
 }
@@ -265,7 +285,12 @@ impl<'a> Upholder<'a> {
         goal: Goal,
         progress: Progress<'a>,
     ) -> Self {
-        Self { search, routes, goal, progress, tried: RefCell::new(BTreeSet::new()) }
+        Self { search, routes, goal, progress, upheld: None, tried: RefCell::new(BTreeSet::new()) }
+    }
+
+    /// The same, looking for rates from this part of what the table promises on.
+    pub(crate) fn expecting(self, upheld: Option<f64>) -> Self {
+        Self { upheld, ..self }
     }
 
     fn problem(&self) -> &Problem {
@@ -371,7 +396,8 @@ impl<'a> Upholder<'a> {
         let promised = choice.fleet.value;
         let least = RATES.0 * promised;
         let (mut low, mut high) = (least, f64::INFINITY);
-        let mut rate = than.map_or(promised, |than| than * (1.0 + CLOSE));
+        let expected = promised * self.upheld.unwrap_or(1.0);
+        let mut rate = than.map_or(expected, |than| than * (1.0 + CLOSE));
         if rate >= RATES.1 * promised {
             return None;
         }
@@ -390,6 +416,7 @@ impl<'a> Upholder<'a> {
             }
             repairs += 1;
             rate = match (&best, high.is_finite()) {
+                (Some(_), false) if self.upheld.is_some() && low * (1.0 + step) < expected => expected,
                 (Some(_), false) => low * (1.0 + step),
                 (None, _) if rate * (1.0 - step) > least => rate * (1.0 - step),
                 _ => f64::midpoint(low, high),

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use boute_planner::autopilot::{
-    Act, Autopilot, Entry, Hold, Observed, Record, Settings, Signals, Trigger, digest, read_journal,
+    Act, Autopilot, Decision, Entry, Hold, Observed, Record, Settings, Signals, Trigger, digest, read_journal,
 };
 use boute_planner::mix::ScoreMix;
 use boute_planner::replan::{Answer, Replan, replan};
@@ -84,6 +84,69 @@ fn noise_raises_no_question_and_a_shift_does_within_one_interval() {
     let question = autopilot.question(&signals(193 * INTERVAL_S, &plan, &quality.planning)).unwrap();
     assert_eq!(question.trigger, Trigger::Mix);
     assert!(question.mix.is_some() && question.rate <= plan.predicted.rate.get());
+}
+
+/// A decision to move to a fleet for this rate that stands a twentieth more, done at once.
+fn moved(autopilot: &mut Autopilot, at_s: u64, trigger: Trigger, rate: f64) {
+    let acts = vec![Act::Publish { plan: "another".into(), rate: 1.05 * rate }];
+    let decision = Decision {
+        trigger,
+        answer: Some(Answer::Move),
+        why: Vec::new(),
+        rate,
+        saving_usd_per_hour: 0.0,
+        inputs: BTreeMap::new(),
+        from: String::new(),
+        to: None,
+        acts,
+        lost: BTreeMap::new(),
+        offers: "as ever".into(),
+        mix: None,
+        lengths: None,
+        alarm: None,
+    };
+    autopilot.note(&Record { at_s, entry: Entry::Decided(decision) });
+    autopilot.note(&Record { at_s, entry: Entry::Done { number: 0 } });
+}
+
+#[test]
+fn a_daily_pattern_takes_few_moves_and_noise_none() {
+    const PER_DAY: u64 = 96;
+    let mut autopilot = Autopilot::new(Settings::default());
+    autopilot.note(&Record { at_s: 0, entry: Entry::Adopted { plan: "first".into(), rate: 24.0 } });
+    let mut rng = ChaCha8Rng::seed_from_u64(3);
+    let (mut carries, mut moves, mut rent, mut short) = (24.0, Vec::new(), 0.0, 0);
+    for number in 0..9 * PER_DAY {
+        let now_s = number * INTERVAL_S;
+        let signals = Signals { now_s, offers: "as ever".into(), stands: 1.05, ..Signals::default() };
+        let left = autopilot.moves_today(now_s) < Settings::default().moves_per_day;
+        if let Some(question) = autopilot.question(&signals).filter(|_| left) {
+            carries = 1.05 * question.moved_rate;
+            moved(&mut autopilot, now_s, question.trigger, question.moved_rate);
+            moves.push(number);
+        }
+        let hour = number as f64 / PER_DAY as f64 * std::f64::consts::TAU;
+        let rate = (12.0 - 8.0 * hour.cos()) * rng.random_range(0.94..1.06);
+        // On the first day nothing is known of what comes, and the fleet carries it all the same.
+        assert!(number >= PER_DAY || rate <= 1.1 * carries, "{number}: {rate} {carries}");
+        let requests = (rate * INTERVAL_S as f64) as u64;
+        let observed = Observed { interval: number, requests, ..Observed::default() };
+        autopilot.note(&Record { at_s: now_s + INTERVAL_S, entry: Entry::Observed(observed) });
+        if number >= 2 * PER_DAY {
+            rent += carries / 1.05;
+            short += u64::from(rate > carries);
+        }
+    }
+    let within_a_day = |from: u64| moves.iter().filter(|at| (from..from + PER_DAY).contains(*at)).count();
+    // The last two are kept for surprises; beyond the first day, of which nothing was known, there are few.
+    let mut known = moves.iter().filter(|from| **from >= PER_DAY);
+    assert!(known.all(|from| within_a_day(*from) <= 5), "{moves:?}");
+    let learnt = moves.iter().filter(|at| **at >= 2 * PER_DAY).count();
+    assert!((14..=7 * 5).contains(&learnt), "{learnt} moves in a week: {moves:?}");
+    // The mean of the pattern is 0.6 of its peak; what stays must carry 20 and 6 % more.
+    let rent = rent / (7 * PER_DAY) as f64 / 21.2;
+    assert!(rent < 0.8, "{rent}");
+    assert!(short <= 3, "{short} intervals with more than the fleet carries");
 }
 
 #[test]
