@@ -27,7 +27,8 @@ const checks = {
     assert(chunks > 1 && last.usage.completion_tokens > 0);
   },
   async streamedTools() {
-    const stream = client.chat.completions.stream({ model: 'small', tools: [tool], ...ask });
+    // With random weights llama.cpp leaves out the role of one stream in five, which this helper refuses.
+    const stream = client.chat.completions.stream({ model: 'exact', tools: [tool], ...ask });
     assert((await stream.finalChatCompletion()).choices.length > 0);
   },
   async abort() {

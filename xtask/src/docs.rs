@@ -61,16 +61,18 @@ const ROWS: &str = "id,model_path,system,backend,precision,isl,osl,concurrency,t
 a,meta-llama/Llama-3.1-8B,h100_sxm,vllm,fp8,1024,256,16,1
 ";
 
-/// Emulated replicas, and the addresses of the pages at which they stand. One is as fast as it would be, to be profiled.
-const ENGINES: [(&str, &[&str]); 3] = [
-    ("--model llama-3.1-8b --gpu L40S", &["127.0.0.1:8000"]),
+/// What stands at the addresses of the pages: an engine as fast as it would be, to be profiled, two that are faster, to be asked
+/// much, and one with a model of the reader's own.
+const ENGINES: [(&str, &[&str]); 4] = [
+    ("mock --model llama-3.1-8b --gpu L40S", &["127.0.0.1:8000"]),
+    ("mock --model llama-3.1-8b --gpu L40S --time-scale 1000", &["10.0.0.5:8001", "small.llm:8000"]),
     (
-        "--model llama-3.1-8b --gpu L40S --time-scale 100",
-        &["127.0.0.1:8001", "10.0.0.5:8000", "10.0.0.5:8001", "engines.llm:8000"],
+        "mock --model llama-3.1-70b --gpu H200-SXM --tp 4 --time-scale 1000",
+        &["10.0.0.6:8000", "10.0.0.6:8001", "10.0.0.7:8000", "large.llm:8000"],
     ),
     (
-        "--model llama-3.1-70b --gpu H200-SXM --tp 4 --time-scale 100",
-        &["10.0.0.6:8000", "10.0.0.6:8001", "10.0.0.7:8000"],
+        "serve --replica llama-3.1-8b=http://10.0.0.5:8001 --alias small=llama-3.1-8b",
+        &["10.0.0.5:8000", "127.0.0.1:8001"],
     ),
 ];
 
@@ -80,7 +82,7 @@ const PYTHON: &str = "def measure(x):
 ";
 
 /// Longest that a command may take.
-const PATIENCE: Duration = Duration::from_secs(240);
+const PATIENCE: Duration = Duration::from_secs(600);
 /// Fewer commands than this cannot be all of the documentation.
 const LEAST: usize = 60;
 
@@ -125,6 +127,20 @@ fn markdown(folder: &Path) -> Vec<PathBuf> {
 /// A child that is ended with its owner.
 struct Background(Child);
 
+impl Background {
+    /// Waits until it listens; no longer than it lives.
+    fn listens(&mut self, address: &str) -> bool {
+        let begun = Instant::now();
+        while begun.elapsed() < PATIENCE && matches!(self.0.try_wait(), Ok(None)) {
+            if TcpStream::connect(address).is_ok() {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        false
+    }
+}
+
 impl Drop for Background {
     fn drop(&mut self) {
         let _ = self.0.kill();
@@ -160,7 +176,7 @@ impl<'a> Reader<'a> {
         let mut reader = Self {
             root,
             demo,
-            at: folder.join("README"),
+            at: folder.join("first"),
             folder,
             addresses: BTreeMap::new(),
             path,
@@ -174,9 +190,11 @@ impl<'a> Reader<'a> {
         fs::create_dir_all(&reader.at).map_err(text)?;
         for (engine, addresses) in ENGINES {
             let here = free_address()?;
-            let mock = reader.spawn(&format!("exec boute -q mock {engine} --listen {here}"))?;
-            reader.background.push(mock);
-            listens(&here)?;
+            let mut server = reader.spawn(&format!("exec boute -q {engine} --listen {here}"))?;
+            if !server.listens(&here) {
+                return Err(format!("`boute {engine}` did not start"));
+            }
+            reader.background.push(server);
             reader.addresses.extend(addresses.iter().map(|there| (*there, here.clone())));
         }
         for there in ["127.0.0.1:8080", "127.0.0.1:8081"] {
@@ -256,9 +274,10 @@ impl<'a> Reader<'a> {
         let listen = if line.contains("--listen") { String::new() } else { format!(" --listen {here}") };
         let admin = if line.starts_with("boute serve") { format!(" --admin {admin}") } else { String::new() };
         let command = line.replace("0.0.0.0:", "127.0.0.1:");
-        self.serving = Some(self.spawn(&format!("exec {command}{listen}{admin}"))?);
-        let answers = listens(&here).is_ok();
-        self.tell(line, begun, answers, "no answer");
+        let mut server = self.spawn(&format!("exec {command}{listen}{admin}"))?;
+        let listens = server.listens(&here);
+        self.serving = Some(server);
+        self.tell(line, begun, listens, "it does not listen");
         Ok(())
     }
 
@@ -357,9 +376,9 @@ fn trace() -> String {
 
 /// Prompts, every third with the answer that emulated engines give.
 fn prompts() -> String {
-    let answer = |n: u32| if n % 3 == 0 { " word".repeat(64) } else { n.to_string() };
+    let answer = |n: u32| if n % 3 == 0 { " word".repeat(1024) } else { n.to_string() };
     let row = |n| serde_json::json!({"prompt": format!("What is {n} + {}?", n / 2), "answer": answer(n)});
-    (0..800).map(|n| format!("{}\n", row(n))).collect()
+    (0..600).map(|n| format!("{}\n", row(n))).collect()
 }
 
 /// RouteLLM's table, of our copy of its data.
@@ -433,17 +452,6 @@ fn key(section: &str) -> &str {
 fn free_address() -> Result<String, String> {
     let listener = TcpListener::bind("127.0.0.1:0").map_err(text)?;
     listener.local_addr().map(|address| address.to_string()).map_err(text)
-}
-
-/// Waits until somebody listens.
-fn listens(address: &str) -> Result<(), String> {
-    for _ in 0..600 {
-        if TcpStream::connect(address).is_ok() {
-            return Ok(());
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    Err(format!("nobody listens on {address}"))
 }
 
 fn copy(from: &Path, to: &Path) -> std::io::Result<()> {

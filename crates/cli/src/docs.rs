@@ -1,7 +1,7 @@
 //! The documentation against the program: every `boute` command that a page shows must be one, and the reference of commands
 //! must be of today.
 //!
-//! Commands are parsed, not run: most need engines, GPUs or files of the reader's own; those of the tour run in `tests/it`.
+//! Here they are parsed; `cargo xtask docs` runs them with the release binary.
 #![cfg(test)]
 
 use std::fs;

@@ -43,7 +43,7 @@ mod upstream;
 pub use admission::AdmissionLimits;
 pub use bench::{BenchConfig, BenchRequest, BenchResult, bench, served_models};
 pub use certificate::WhenVoid;
-pub use client::HttpClient;
+pub use client::{Answer, HttpClient};
 pub use credentials::{UpstreamKeys, UpstreamKeysError, UpstreamTls};
 pub use emulate::{EmulatedReplicas, EmulationError, RunningFleet, emulate_fleet};
 pub use http::ClientLimits;

@@ -19,6 +19,17 @@ use crate::replay::Replay;
 /// A load generator that is later than this says so.
 const LATE_MS: f64 = 20.0;
 
+/// Says so if requests were sent later than they were due.
+pub(crate) fn say_if_late(late_s: &[f64], printer: Printer) {
+    let late_ms = quantile(late_s, 0.99) * 1e3;
+    if late_ms > LATE_MS {
+        printer.say(format_args!(
+            "one request in a hundred was sent {late_ms:.0} ms late or more: this machine is too slow or too busy for the \
+             load, and its lateness is in the times"
+        ));
+    }
+}
+
 /// Replays a trace against an OpenAI-compatible endpoint, in an open loop: requests are sent when they are due and timed
 /// from then on. With `--concurrency`, in a closed loop. Times are defined as vLLM's `bench serve` does, and so are the keys.
 #[derive(Debug, clap::Args)]
@@ -89,13 +100,7 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
     for (error, count) in &result.errors {
         printer.say(format_args!("{count} requests failed: {error}"));
     }
-    let late_ms = quantile(&result.late_s, 0.99) * 1e3;
-    if late_ms > LATE_MS {
-        printer.say(format_args!(
-            "one request in a hundred was sent {late_ms:.0} ms late or more: this machine is too slow for the load, and \
-             its lateness is in the times"
-        ));
-    }
+    say_if_late(&result.late_s, printer);
     let failed = result.failed();
     let outcome = Outcome::summarise(OutcomeSource::Measured, &result.outcomes, failed, &models, &[], None);
     if let Some(path) = &args.output {

@@ -17,6 +17,7 @@ use boute_spec::workload::Split;
 
 use crate::bundled;
 use crate::cache::database;
+use crate::commands::bench::say_if_late;
 use crate::commands::mock::bind;
 use crate::commands::plan::{held_out_curve, write_plan};
 use crate::failure::{Ending, Failure};
@@ -104,6 +105,13 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
     }))?;
     let off = measured.p95_e2el_ms / promised.p95_e2el_ms - 1.0;
     let kept = measured.failed == 0 && measured.completed == promised.completed && off.abs() <= TOLERANCE;
+    if !kept {
+        printer.say(format_args!(
+            "\nRequests failed, or the P95 of whole answers is more than {:.0} % off: exit status 1. A machine that is busy with \
+             other things shows here; try again when it is idle.",
+            100.0 * TOLERANCE
+        ));
+    }
     Ok(if kept { Ending::Done } else { Ending::Unmet })
 }
 
@@ -193,6 +201,7 @@ fn replay(loaded: &Loaded, plan: &Plan, printer: Printer, seed: u64) -> Result<(
     for (error, count) in &result.errors {
         printer.say(format_args!("{count} requests failed: {error}"));
     }
+    say_if_late(&result.late_s, printer);
     let (failed, slo) = (result.failed(), &plan.targets.slo);
     let measured = Outcome::summarise(OutcomeSource::Measured, &result.outcomes, failed, &models, slo, None);
     Ok((promised, measured))

@@ -234,6 +234,35 @@ fn bad_data_is_refused() {
 }
 
 #[test]
+fn what_a_newcomer_mistakes_is_told() {
+    let folder = Folder::new("mistakes");
+    let spec = folder.file("boute.yaml", &spec("seed", "seed"));
+    let (plan, router) = (folder.file("plan.json", "{\"deployment\": {}}"), folder.file("router.json", "{}"));
+    let (here, lines) = (folder.path(""), folder.file("lines.txt", "a=http://127.0.0.1:1\n\nllama\n"));
+    let nowhere = folder.path("no/plan.json");
+    for (arguments, says) in [
+        (&["explain", &spec][..], "is no plan"),
+        (&["serve", &spec, "--emulate"], "is no plan"),
+        (&["plan", &plan], "is a plan, and a spec is wanted"),
+        (&["router", "eval", &plan, &router], "is a plan, and a router is wanted"),
+        (&["plan", &here], "name a file in it"),
+        (&["plan", &spec, "-o", &nowhere], "there is no folder"),
+        (&["plan", &spec, "--report", &here], "it is a folder"),
+        (&["demo", "-o", &spec], "cannot write"),
+        (&["serve", "--replica-file", &lines], "lines.txt:3: `llama` has no `=`"),
+        (&["serve", "--listen", "8080"], "write it like `127.0.0.1:8080`"),
+        (&["router", "certify", &router, &router, "--floor", "80%"], "a share between 0 and 1"),
+        (&["init", &folder.path("x"), "--preset", "chat", "--budget", "0/h"], "--budget '$80/h'"),
+        (&["autopilot", "status", &nowhere], "cannot read"),
+    ] {
+        let said = refused(2, arguments);
+        assert!(said.contains(says), "{arguments:?}: {said}");
+    }
+    assert!(refused(1, &["catalog", "gpus", "nothing like this"]).contains("nothing in this list"));
+    assert!(refused(1, &["doctor", "127.0.0.1:8080"]).contains("is not an http:// address"));
+}
+
+#[test]
 fn what_cannot_be_is_answered_with_the_way_out() {
     let folder = Folder::new("infeasible");
     for (from, to, says) in [

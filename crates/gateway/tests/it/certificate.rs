@@ -158,6 +158,14 @@ async fn ordinary_traffic_voids_nothing() {
     assert_eq!((&status["state"], served.is_void()), (&json!("valid"), false), "{status}");
     let count = status["queries"].as_u64().unwrap();
     assert!((290..=302).contains(&count), "texts and sessions that come again count once: {count}");
+    let scores = status["scores"].as_array().unwrap();
+    assert_eq!(scores.iter().map(|of| &of["model"]).collect::<Vec<_>>(), ["small", "large"]);
+    for of in scores {
+        assert_eq!(of["seen"]["count"], status["queries"]);
+        let [planned, seen] = ["planned", "seen"]
+            .map(|of_whom| of[of_whom]["sum"].as_f64().unwrap() / of[of_whom]["count"].as_f64().unwrap());
+        assert!((planned - seen).abs() < 0.05, "ordinary queries are as those of the plan: {of}");
+    }
     let answers: u64 =
         status["feedback"].as_array().unwrap().iter().map(|of| of["answers"].as_u64().unwrap()).sum();
     assert_eq!(answers, 300);

@@ -196,7 +196,10 @@ fn in_words(decision: &Decision) -> String {
         Some(Answer::Move) => "move",
         None => "nothing can be done",
     };
-    format!("{answer}, for {:.2} req/s ({:?}): {}", decision.rate, decision.trigger, decision.why.join("; "))
+    // By the name that the journal and the documentation give it.
+    let trigger = serde_json::json!(decision.trigger);
+    let (trigger, why) = (trigger.as_str().unwrap_or_default(), decision.why.join("; "));
+    format!("{answer}, for {:.2} req/s ({trigger}): {why}", decision.rate)
 }
 
 fn now_s() -> u64 {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use boute_gateway::HttpClient;
+use boute_gateway::{Answer, HttpClient};
 use boute_spec::data_file::parse_quality;
 use boute_spec::units::RequestsPerSecond;
 use serde::{Deserialize, Serialize};
@@ -259,6 +259,13 @@ async fn row(shared: &Shared, prompt: Question) -> Result<Row, String> {
     Ok(Row { id, prompt, task, scores, output_tokens })
 }
 
+/// What an engine says that does not answer.
+fn refusal(answer: &Answer) -> String {
+    let body: Value = serde_json::from_str(&answer.body).unwrap_or_default();
+    let said = body["error"]["message"].as_str().map(|said| format!(": {said}")).unwrap_or_default();
+    format!("says status {}{said}", answer.status)
+}
+
 /// What a model answers, and in how many tokens.
 async fn reply(shared: &Shared, endpoint: &Endpoint, prompt: &str) -> Result<(String, Option<u32>), String> {
     let body = json!({
@@ -283,9 +290,9 @@ async fn reply(shared: &Shared, endpoint: &Endpoint, prompt: &str) -> Result<(St
             }
             // What the engine will not take now it will not take later.
             Ok(answer) if matches!(answer.status, 400..=499) && answer.status != 429 => {
-                return Err(format!("{} says status {}", endpoint.model, answer.status));
+                return Err(format!("{} {}", endpoint.model, refusal(&answer)));
             }
-            Ok(answer) => format!("{} says status {}", endpoint.model, answer.status),
+            Ok(answer) => format!("{} {}", endpoint.model, refusal(&answer)),
             Err(error) => format!("{}: {error}", endpoint.model),
         };
         attempt += 1;
