@@ -232,8 +232,8 @@ async fn play_engine(listener: TcpListener, answer: Arc<Mutex<Vec<u8>>>) {
 /// Whether all of a request has come.
 fn is_whole(request: &[u8]) -> bool {
     let (head, body) = split_at_blank_line(request);
-    let head = String::from_utf8_lossy(head).to_lowercase();
-    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
+    let lines = String::from_utf8_lossy(head).to_lowercase();
+    let length = lines.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
     head.len() < request.len() && body.len() >= length.unwrap_or(0)
 }
 
