@@ -108,9 +108,9 @@ pub fn request(data: &[u8]) {
     let framing = ["content-length", "transfer-encoding", "connection", "expect", "upgrade"];
     let mut sent = Vec::new();
     for (number, line) in head.split(|byte| *byte == b'\n').enumerate() {
-        // How long the body is, is said below: half a request would be waited for.
-        let lower = line.to_ascii_lowercase();
-        if framing.iter().any(|name| lower.starts_with(name.as_bytes())) {
+        // Where head and body end is said below: half a request would be waited for.
+        let lower = line.trim_ascii().to_ascii_lowercase();
+        if lower.is_empty() || framing.iter().any(|name| lower.starts_with(name.as_bytes())) {
             continue;
         }
         sent.extend_from_slice(line);
@@ -126,7 +126,7 @@ pub fn request(data: &[u8]) {
     }
 }
 
-/// A client is answered, whatever the engine says; the first byte says whether the client streams.
+/// Whatever an engine says, the gateway goes on; the first byte says whether the client streams.
 pub fn answer(data: &[u8]) {
     let Some((streams, answer)) = data.split_first() else { return };
     let body = format!(r#"{{"model":"m","stream":{},"messages":[{{"content":"x"}}]}}"#, streams % 2 == 1);
@@ -134,8 +134,16 @@ pub fn answer(data: &[u8]) {
     let sent = format!(
         "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
     );
-    let answered = Stage::with(|stage| stage.ask(sent.as_bytes(), answer));
-    assert!(answered.is_some(), "the client has no answer");
+    Stage::with(|stage| {
+        // An answer that breaks off may leave nothing for the client but a broken connection.
+        if let Some((status, body)) = stage.ask(sent.as_bytes(), answer)
+            && status >= 400
+        {
+            is_an_error(&body);
+        }
+        let health = stage.ask(b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", WHOLE_ANSWER);
+        assert_eq!(health.map(|(status, _)| status), Some(200));
+    });
 }
 
 const WHOLE_ANSWER: &[u8] =
@@ -224,8 +232,8 @@ async fn play_engine(listener: TcpListener, answer: Arc<Mutex<Vec<u8>>>) {
 /// Whether all of a request has come.
 fn is_whole(request: &[u8]) -> bool {
     let (head, body) = split_at_blank_line(request);
-    let head = String::from_utf8_lossy(head).to_lowercase();
-    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
+    let lines = String::from_utf8_lossy(head).to_lowercase();
+    let length = lines.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
     head.len() < request.len() && body.len() >= length.unwrap_or(0)
 }
 
@@ -250,7 +258,8 @@ fn is_an_error(body: &[u8]) {
 /// A specification or a grid is read, or every problem has a place in it.
 pub fn spec(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
-    let lines = text.split('\n').count();
+    // What ends a line in YAML.
+    let lines = text.split(['\n', '\r', '\u{85}', '\u{2028}', '\u{2029}']).count();
     let errors = [parse_spec("boute.yaml", text).err(), parse_grid("grid.yaml", text).err()];
     for errors in errors.into_iter().flatten() {
         assert!(!errors.to_string().is_empty() && !errors.problems.is_empty());

@@ -1,6 +1,7 @@
-//! The gateway's state, and its life: made from a configuration, changed while it runs, serving until it is told to stop.
+//! The gateway: its state, and its life from a configuration through its changes to the last answer.
 //!
-//! What becomes of a request is told by [`crate::endpoints`], [`crate::forward`], [`crate::attempt`] and [`crate::respond`].
+//! A request goes through `endpoints` (who answers it), `forward` (which model, which replica), `attempt` (one of them), `respond` and
+//! `relay` (its answer). When the client goes, in whatever phase, the upstream connection goes with it.
 
 use std::hash::RandomState;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};

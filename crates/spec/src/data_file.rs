@@ -304,7 +304,8 @@ pub fn parse_quality(file: &str, text: &str, models: &[String]) -> Result<Qualit
         seen.extend(line.scores.keys().cloned());
         let scores: Option<Vec<f32>> =
             models.iter().map(|model| line.scores.get(model).map(|score| *score as f32)).collect();
-        let Some(scores) = scores else { continue };
+        // Without any score a line does not say which models there are.
+        let Some(scores) = scores.filter(|scores| !scores.is_empty()) else { continue };
         let output_tokens =
             models.iter().map(|model| line.output_tokens.get(model).copied().unwrap_or_default()).collect();
         queries.push(Query {
@@ -425,6 +426,11 @@ mod tests {
         parse_quality("q", &twice, &models).unwrap_err();
         parse_quality("q", "{\"id\":\"a\",\"prompt\":\"x\",\"scores\":{\"s\":1.5}}", &models).unwrap_err();
         parse_quality("q", "", &[]).unwrap_err();
+        let unscored = "{\"id\":\"a\",\"prompt\":\"x\",\"scores\":{}}\n";
+        parse_quality("q", unscored, &[]).unwrap_err();
+        let scored = "{\"id\":\"b\",\"prompt\":\"x\",\"scores\":{\"s\":1}}";
+        let data = parse_quality("q", &format!("{unscored}{scored}"), &[]).unwrap();
+        assert_eq!((data.models, data.queries.len()), (vec!["s".to_owned()], 1));
     }
 
     #[test]
