@@ -285,7 +285,9 @@ impl Course<'_> {
             if better && exchanges > 0 {
                 self.exchange(exchanges);
             }
-            stable = if better || points <= designed { 0 } else { stable + 1 };
+            // Without any plan there is nothing to settle on.
+            let settling = !better && points > designed && self.best.is_some();
+            stable = if settling { stable + 1 } else { 0 };
             value = self.best.as_ref().map_or(f64::NAN, |(best, _)| *best);
         }
     }
