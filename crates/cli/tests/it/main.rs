@@ -236,7 +236,7 @@ fn bad_data_is_refused() {
 #[test]
 fn what_a_newcomer_mistakes_is_told() {
     let folder = Folder::new("mistakes");
-    let spec = folder.file("boute.yaml", &spec("seed", "seed"));
+    let spec = folder.file("boute.yaml", &spec("budget", "budget"));
     let (plan, router) = (folder.file("plan.json", "{\"deployment\": {}}"), folder.file("router.json", "{}"));
     let (here, lines) = (folder.path(""), folder.file("lines.txt", "a=http://127.0.0.1:1\n\nllama\n"));
     let nowhere = folder.path("no/plan.json");
