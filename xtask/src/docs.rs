@@ -82,7 +82,7 @@ const PYTHON: &str = "def measure(x):
 ";
 
 /// Longest that a command may take.
-const PATIENCE: Duration = Duration::from_secs(600);
+const PATIENCE: Duration = Duration::from_mins(10);
 /// Fewer commands than this cannot be all of the documentation.
 const LEAST: usize = 60;
 
@@ -376,9 +376,9 @@ fn trace() -> String {
 
 /// Prompts, every third with the answer that emulated engines give.
 fn prompts() -> String {
-    let answer = |n: u32| if n % 3 == 0 { " word".repeat(1024) } else { n.to_string() };
+    let answer = |n: u32| if n.is_multiple_of(3) { " word".repeat(1024) } else { n.to_string() };
     let row = |n| serde_json::json!({"prompt": format!("What is {n} + {}?", n / 2), "answer": answer(n)});
-    (0..600).map(|n| format!("{}\n", row(n))).collect()
+    (0..600).map(|n| row(n).to_string() + "\n").collect()
 }
 
 /// RouteLLM's table, of our copy of its data.
