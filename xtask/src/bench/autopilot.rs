@@ -575,18 +575,15 @@ impl Week {
             for interval in intervals {
                 // Rates within a twentieth of each other are one, the lower.
                 let step = (self.rates[interval].ln() * 20.0).floor();
-                let bound = match known.get(&(step as i64)) {
-                    Some(bound) => *bound,
-                    None => {
-                        let limits = search.limits((step / 20.0).exp());
-                        let limits = Limits { margins: vec![1.0; limits.margins.len()], ..limits };
-                        let swept =
-                            search.sweep(prepared.routes(), &limits, Goal::Cost, Effort::Proof, &quiet);
-                        let (_, bound) = swept.ok_or("no fleet for an interval")?;
-                        known.insert(step as i64, bound);
-                        bound
-                    }
-                };
+                if let Some(bound) = known.get(&(step as i64)) {
+                    sum += bound;
+                    continue;
+                }
+                let limits = search.limits((step / 20.0).exp());
+                let limits = Limits { margins: vec![1.0; limits.margins.len()], ..limits };
+                let swept = search.sweep(prepared.routes(), &limits, Goal::Cost, Effort::Proof, &quiet);
+                let (_, bound) = swept.ok_or("no fleet for an interval")?;
+                known.insert(step as i64, bound);
                 sum += bound;
             }
         }
