@@ -5,16 +5,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::Read as _;
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use flate2::read::GzDecoder;
 use serde_json::Value;
 
 use crate::tidy::read;
+use crate::unpacked;
 
 /// Commands that begin with or hold this are not run.
 const LEFT_OUT: [(&str, &str); 5] = [
@@ -352,9 +351,9 @@ impl<'a> Reader<'a> {
                 && !command.contains(&format!("collect prompts.jsonl -o {name}"))
             {
                 let contents = match contents {
-                    Stands::Text(text) => self.here(text).into_bytes(),
+                    Stands::Text(text) => self.here(text),
                     Stands::File(file) => unpacked(&self.root.join(file))?,
-                    Stands::Made(make) => make().into_bytes(),
+                    Stands::Made(make) => make(),
                 };
                 fs::create_dir_all(path.parent().unwrap_or(&path)).map_err(text)?;
                 fs::write(path, contents).map_err(text)?;
@@ -382,7 +381,7 @@ fn prompts() -> String {
 }
 
 /// RouteLLM's table, of our copy of its data.
-fn mmlu(rows: &[u8]) -> String {
+fn mmlu(rows: &str) -> String {
     let row = |line: &str| {
         let row: Value = serde_json::from_str(line).ok()?;
         let prompt = row["prompt"].as_str()?.replace('"', "\"\"");
@@ -393,21 +392,9 @@ fn mmlu(rows: &[u8]) -> String {
             right("gpt-4-1106-preview")
         ))
     };
-    let text = String::from_utf8_lossy(rows);
     let rows: String =
-        text.lines().filter(|line| line.contains("\"task\":\"mmlu/")).filter_map(row).collect();
+        rows.lines().filter(|line| line.contains("\"task\":\"mmlu/")).filter_map(row).collect();
     format!("prompt,mistralai/Mixtral-8x7B-Instruct-v0.1,gpt-4-1106-preview\n{rows}")
-}
-
-fn unpacked(path: &Path) -> Result<Vec<u8>, String> {
-    let (file, mut bytes) =
-        (fs::File::open(path).map_err(|error| format!("{}: {error}", path.display()))?, Vec::new());
-    if path.extension().is_some_and(|extension| extension == "gz") {
-        GzDecoder::new(file).read_to_end(&mut bytes).map_err(text)?;
-    } else {
-        { file }.read_to_end(&mut bytes).map_err(text)?;
-    }
-    Ok(bytes)
 }
 
 /// Whether a command is among those that begin with or, for options, hold `part`.

@@ -87,6 +87,11 @@ impl Search<'_> {
         counts.iter().map(|(at, count)| self.candidates[*at].usd_per_hour * f64::from(*count)).sum()
     }
 
+    /// GPUs on an offer of `counts` replicas per candidate.
+    pub(crate) fn gpus_on(&self, counts: &BTreeMap<usize, u32>, offer: usize) -> u32 {
+        counts.iter().map(|(at, count)| self.candidates[*at].gpus_on(offer) * count).sum()
+    }
+
     /// Admissible routes that have a fleet, best first, with the value of their relaxation, in which a part of a replica can be
     /// rented.
     pub fn relaxed(&self, routes: &[Route], limits: &Limits, goal: Goal) -> Vec<(usize, f64)> {

@@ -1,7 +1,6 @@
 //! The black-box searches of the planner: how many evaluations `boute` needs against `qnehvi`, and how far from the exact
 //! plan it ends.
 
-use std::io::Read;
 use std::time::Instant;
 
 use boute_planner::deployment::{Effort, Goal};
@@ -29,15 +28,7 @@ const NEAR: f64 = 0.01;
 
 /// A text among the examples.
 fn text(name: &str) -> Result<String, String> {
-    let path = crate::root().join("examples").join(name);
-    let bytes = std::fs::read(path).map_err(|error| format!("{name}: {error}"))?;
-    let mut text = String::new();
-    let read = if bytes.starts_with(&[0x1f, 0x8b]) {
-        flate2::read::GzDecoder::new(bytes.as_slice()).read_to_string(&mut text)
-    } else {
-        bytes.as_slice().read_to_string(&mut text)
-    };
-    read.map(|_| text).map_err(|error| format!("{name}: {error}"))
+    crate::unpacked(&crate::root().join("examples").join(name))
 }
 
 /// The requests of the chat hour.

@@ -79,12 +79,10 @@ impl Search<'_> {
 
     /// Whether `counts` are in stock and within the budget.
     pub(super) fn can_be_had(&self, limits: &Limits, counts: &Counts) -> bool {
-        let used = |offer: usize| -> u32 {
-            let of = counts.iter().filter(|(at, _)| self.candidates[**at].offer == offer);
-            of.map(|(at, count)| self.candidates[*at].gpus() * count).sum()
+        let stocked = |(offer, stock): (usize, &Option<u32>)| {
+            stock.is_none_or(|stock| self.gpus_on(counts, offer) <= stock)
         };
-        let stocked =
-            limits.stock.iter().enumerate().all(|(at, stock)| stock.is_none_or(|stock| used(at) <= stock));
+        let stocked = limits.stock.iter().enumerate().all(stocked);
         stocked && limits.budget.is_none_or(|budget| self.rent(counts) <= budget + 1e-9)
     }
 }

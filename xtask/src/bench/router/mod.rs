@@ -3,13 +3,11 @@
 //! Bars on a sample are met if the estimate reaches them; within its 95 % interval (bootstrap over queries) a miss is said
 //! to be within noise and does not fail the run.
 
-use std::io::Read;
 use std::path::Path;
 
 use boute_router::{ScoredQueries, Scorer};
 use boute_spec::data_file::parse_quality;
 use boute_spec::workload::{QualityData, Query, Split};
-use flate2::read::GzDecoder;
 
 use super::Report;
 
@@ -62,12 +60,7 @@ fn wall_seconds<T>(work: impl FnOnce() -> T) -> (f64, T) {
 }
 
 fn read(file: &str, models: &[&str]) -> Result<QualityData, String> {
-    let path = crate::root().join(file);
-    let packed = std::fs::read(&path).map_err(|error| format!("{}: {error}", path.display()))?;
-    let mut text = String::new();
-    GzDecoder::new(&packed[..])
-        .read_to_string(&mut text)
-        .map_err(|error| format!("{}: {error}", path.display()))?;
+    let text = crate::unpacked(&crate::root().join(file))?;
     let name = Path::new(file).file_name().unwrap_or_default().to_string_lossy();
     let models: Vec<String> = models.iter().map(|&model| model.to_owned()).collect();
     parse_quality(&name, &text, &models).map_err(|error| error.to_string())

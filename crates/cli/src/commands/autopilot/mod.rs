@@ -430,8 +430,9 @@ impl<'a> Pilot<'a> {
 
     fn decide(&mut self, signals: &Signals, question: &Question, running: &Plan) -> Result<(), Failure> {
         let recent = in_order(self.traffic.recent());
+        let known = self.measured.take();
         let spec = &self.loaded()?.problem;
-        let mut measured = self.measured.clone().unwrap_or_else(|| spec.clone());
+        let mut measured = known.unwrap_or_else(|| spec.clone());
         let scene = Scene { spec, recent: &recent, lost: &signals.lost, running };
         let stop = |_: &boute_planner::Step| stop_requested();
         let answer = match question.answered(&scene, &mut measured, &self.database, &stop) {

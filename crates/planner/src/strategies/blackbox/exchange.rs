@@ -14,6 +14,7 @@ use super::knapsack::Replica;
 use super::structured::replicas;
 use super::{Course, Design, Ground};
 use crate::deployment::Goal;
+use crate::strategies::measures::Counts;
 
 /// Configurations that are offered in exchange, about: the cheapest per request of each model.
 const OFFERED: usize = 24;
@@ -31,7 +32,7 @@ impl Course<'_> {
                 if stable == patience || self.values.len() == self.most || self.stopped {
                     return;
                 }
-                if !self.tried.insert((next.route, next.counts.clone())) {
+                if !self.tried.insert(next.clone()) {
                     continue;
                 }
                 self.judge(next);
@@ -52,24 +53,16 @@ impl Ground<'_> {
         let offered = self.offered(fractions);
         let alone: BTreeMap<usize, f64> =
             offered.iter().map(|replica| (replica.candidate, replica.rate)).collect();
+        let money = match self.goal {
+            Goal::Cost => self.rent(design) - 1e-6,
+            Goal::Rate => self.limits.budget.map_or(f64::INFINITY, |budget| budget + 1e-9),
+        };
         let mut after = BTreeSet::new();
         for (given, count) in &design.counts {
             for less in 0..=FEW.min(*count) {
                 let mut kept = design.counts.clone();
                 kept.insert(*given, count - less);
-                for second in &offered {
-                    for few in 0..=FEW.min(self.affordable(design, &kept, second.candidate)) {
-                        let mut with = kept.clone();
-                        *with.entry(second.candidate).or_default() += few;
-                        for third in &offered {
-                            let many = MANY.min(self.affordable(design, &with, third.candidate));
-                            let mut counts = with.clone();
-                            *counts.entry(third.candidate).or_default() += many;
-                            counts.retain(|_, count| *count > 0);
-                            after.insert(counts);
-                        }
-                    }
-                }
+                self.take(&kept, &offered, money, &mut after);
             }
         }
         let enough = if self.goal == Goal::Cost { self.limits.rate } else { f64::INFINITY };
@@ -80,6 +73,21 @@ impl Ground<'_> {
         let mut ranked: Vec<_> = ranked.collect();
         ranked.sort_by(|(a, usd_a, _), (b, usd_b, _)| b.total_cmp(a).then(usd_a.total_cmp(usd_b)));
         ranked.into_iter().map(|(.., design)| design).collect()
+    }
+
+    /// What `kept` becomes with some of one configuration and as many as can be had of another.
+    fn take(&self, kept: &Counts, offered: &[Replica], money: f64, after: &mut BTreeSet<Counts>) {
+        for second in offered {
+            for few in 0..=FEW.min(self.affordable(kept, second.candidate, money)) {
+                let with = more(kept, second.candidate, few);
+                for third in offered {
+                    let many = MANY.min(self.affordable(&with, third.candidate, money));
+                    let mut counts = more(&with, third.candidate, many);
+                    counts.retain(|_, count| *count > 0);
+                    after.insert(counts);
+                }
+            }
+        }
     }
 
     /// Replicas of each model that has a part of the load.
@@ -96,7 +104,7 @@ impl Ground<'_> {
     }
 
     /// The highest rate that replicas promise which carry `alone` each, and the admissible route for which it is.
-    fn promised(&self, counts: &BTreeMap<usize, u32>, alone: &BTreeMap<usize, f64>) -> Option<(f64, usize)> {
+    fn promised(&self, counts: &Counts, alone: &BTreeMap<usize, f64>) -> Option<(f64, usize)> {
         let mut carried = vec![0.0; self.search.problem.models.len()];
         for (candidate, count) in counts {
             let rate = alone.get(candidate).copied().unwrap_or_default();
@@ -113,19 +121,18 @@ impl Ground<'_> {
         admissible.map(|route| (rate(route), route)).max_by(|a, b| a.0.total_cmp(&b.0))
     }
 
-    /// How many replicas of a candidate the money and the stock that `kept` leaves are for.
-    fn affordable(&self, design: &Design, kept: &BTreeMap<usize, u32>, candidate: usize) -> u32 {
-        let candidates = self.search.candidates;
-        let wanted = &candidates[candidate];
-        let money = match self.goal {
-            Goal::Cost => self.rent(design) - 1e-6,
-            Goal::Rate => self.limits.budget.map_or(f64::INFINITY, |budget| budget + 1e-9),
-        };
+    /// How many replicas of a candidate the `money` and the stock that `kept` leaves are for.
+    fn affordable(&self, kept: &Counts, candidate: usize, money: f64) -> u32 {
+        let wanted = &self.search.candidates[candidate];
         let by_money = ((money - self.search.rent(kept)) / wanted.usd_per_hour).max(0.0) as u32;
-        let on_offer = kept.iter().filter(|(at, _)| candidates[**at].offer == wanted.offer);
-        let rented: u32 = on_offer.map(|(at, count)| candidates[*at].gpus() * count).sum();
-        let stock = self.limits.stock[wanted.offer];
-        let by_stock = stock.map_or(u32::MAX, |stock| stock.saturating_sub(rented) / wanted.gpus());
+        let left = |stock: u32| stock.saturating_sub(self.search.gpus_on(kept, wanted.offer));
+        let by_stock = self.limits.stock[wanted.offer].map_or(u32::MAX, |stock| left(stock) / wanted.gpus());
         by_money.min(by_stock)
     }
+}
+
+fn more(counts: &Counts, candidate: usize, by: u32) -> Counts {
+    let mut counts = counts.clone();
+    *counts.entry(candidate).or_default() += by;
+    counts
 }

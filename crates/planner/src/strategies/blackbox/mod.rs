@@ -107,7 +107,7 @@ struct Ground<'a> {
 }
 
 /// A division of the load and replicas per candidate.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Design {
     route: usize,
     counts: BTreeMap<usize, u32>,
@@ -163,7 +163,7 @@ impl Ground<'_> {
     /// By how much `design` keeps each promise, in parts of what is promised; kept at ≥ 0. Rents and stock only where
     /// limited.
     fn slacks(&self, design: &Design, rate: f64) -> Vec<f64> {
-        let Search { problem, candidates, .. } = self.search;
+        let problem = self.search.problem;
         let floor = problem.floor.map(|rule| {
             let route = &self.routes[design.route];
             let bound = route.certified.map_or(0.0, |certified| certified.lower_bound);
@@ -172,12 +172,11 @@ impl Ground<'_> {
         });
         let rate = (self.goal == Goal::Cost).then(|| rate / self.limits.rate - 1.0);
         let budget = self.limits.budget.map(|budget| 1.0 - self.rent(design) / budget);
-        let gpus = |offer: usize| -> u32 {
-            let on_offer = design.counts.iter().filter(|(at, _)| candidates[**at].offer == offer);
-            on_offer.map(|(at, count)| candidates[*at].gpus() * count).sum()
-        };
         let stock = self.limits.stock.iter().enumerate().filter_map(|(offer, stock)| {
-            stock.map(|stock| (f64::from(stock) - f64::from(gpus(offer))) / f64::from(stock.max(1)))
+            stock.map(|stock| {
+                (f64::from(stock) - f64::from(self.search.gpus_on(&design.counts, offer)))
+                    / f64::from(stock.max(1))
+            })
         });
         let all = floor.into_iter().chain(rate).chain(budget).chain(stock);
         all.map(|slack| if slack.abs() < ROUNDING { 0.0 } else { slack }).collect()
@@ -226,8 +225,8 @@ struct Course<'a> {
     stopped: bool,
     values: Vec<f64>,
     best: Option<(f64, Design)>,
-    /// Routes and replicas that came from exchanges.
-    tried: BTreeSet<(usize, BTreeMap<usize, u32>)>,
+    /// What came from exchanges.
+    tried: BTreeSet<Design>,
 }
 
 impl Course<'_> {
