@@ -11,7 +11,7 @@ use crate::plan::goal_of;
 use crate::routing::{Route, admit};
 use crate::search::Search;
 use crate::uphold::Attempt;
-use crate::verify::simulate_fleet;
+use crate::verify::{Traffic, simulate_fleet};
 
 /// Points of the front, about.
 const FRONT_POINTS: usize = 20;
@@ -55,7 +55,8 @@ fn point(
     let deployment = deployment(search.candidates, fleet, &route.stats.fractions, rate);
     let queries = problem.quality.as_ref().map(|at| &at.planning);
     let shares = shares(problem, route);
-    let run = simulate_fleet(problem, &deployment, &route.policy, &shares, trace, queries, 1.0);
+    let traffic = Traffic { trace, queries, stretch: 1.0 };
+    let run = simulate_fleet(problem, &deployment, &route.policy, &shares, traffic);
     FrontPoint {
         cost_usd_per_hour: deployment.usd_per_hour(),
         quality: route.stats.quality,
