@@ -109,7 +109,7 @@ impl Attempt {
     }
 
     /// An attempt that holds; the hardest runs are made first, and no others if they break a promise.
-    fn if_it_holds(
+    pub(crate) fn if_it_holds(
         search: &Search<'_>,
         routes: &[Route],
         choice: &Choice,
@@ -120,25 +120,21 @@ impl Attempt {
         let route = &routes[choice.route];
         let deployment = deployment(search.candidates, &choice.fleet, &route.stats.fractions, rate);
         let simulation = Simulation::new(search, route, &deployment, rate);
-        let stressed = simulation.stressed_unless_broken()?;
-        let (planned, verified) = simulation.windows();
+        if !enough_replicas(search.problem, &deployment) {
+            return None;
+        }
+        let stressed = simulation.unless_broken(&simulation.hard())?;
+        let as_it_is = simulation.as_it_is();
+        let [planned, verified] =
+            simulation.unless_broken(&[(as_it_is.clone(), false), (as_it_is, true)])?.try_into().ok()?;
         let (choice, margins) = (choice.clone(), limits.margins.clone());
-        let attempt =
-            Self { choice, bound, rate, margins, deployment, planned, verified, stressed, repairs: 0 };
-        attempt.holds(search.problem).then_some(attempt)
+        Some(Self { choice, bound, rate, margins, deployment, planned, verified, stressed, repairs: 0 })
     }
 
     /// Whether every promise was kept in every run and every model has its replicas. A highest rate must also be one that can go
     /// on; traffic as it is may swell and fall.
     pub(crate) fn holds(&self, problem: &Problem) -> bool {
-        let models: BTreeSet<&str> =
-            self.deployment.groups.iter().map(|group| group.model.as_str()).collect();
-        let replicas = |model: &str| -> u32 {
-            let own = self.deployment.groups.iter().filter(|group| group.model == model);
-            own.map(|group| group.replicas).sum()
-        };
-        models.into_iter().all(|model| replicas(model) >= problem.robust.min_replicas)
-            && self.runs().all(|run| kept(problem, run))
+        enough_replicas(problem, &self.deployment) && self.runs().all(|run| kept(problem, run))
     }
 
     /// Whether every promise is kept on the traffic as it is, with nothing more to stand.
@@ -174,6 +170,14 @@ impl Attempt {
         let culprit = (0..blame.len()).max_by(|a, b| blame[*a].total_cmp(&blame[*b])).unwrap_or_default();
         (culprit, 1.0 + ((worst - 1.0) / 2.0).clamp(STEPS.0, STEPS.1))
     }
+}
+
+fn enough_replicas(problem: &Problem, deployment: &Deployment) -> bool {
+    let mut replicas: BTreeMap<&str, u32> = BTreeMap::new();
+    for group in &deployment.groups {
+        *replicas.entry(&group.model).or_default() += group.replicas;
+    }
+    replicas.into_values().all(|replicas| replicas >= problem.robust.min_replicas)
 }
 
 fn kept(problem: &Problem, run: &FleetRun) -> bool {
@@ -225,8 +229,8 @@ impl<'a> Simulation<'a> {
         self.hard().par_iter().map(|(stress, held_out)| self.run(*held_out, stress)).collect()
     }
 
-    /// The same; `None` once a promise is broken.
-    fn stressed_unless_broken(&self) -> Option<Vec<FleetRun>> {
+    /// Runs under stresses, each on the second window or the first; `None` once one breaks a promise.
+    fn unless_broken(&self, runs: &[(Stress, bool)]) -> Option<Vec<FleetRun>> {
         let doomed = AtomicBool::new(false);
         let run = |(stress, held_out): &(Stress, bool)| {
             let run = self.on(*held_out, stress, |deployment, traffic| {
@@ -237,7 +241,7 @@ impl<'a> Simulation<'a> {
             doomed.fetch_or(run.is_none(), Ordering::Relaxed);
             run
         };
-        self.hard().par_iter().map(run).collect()
+        runs.par_iter().map(run).collect()
     }
 
     fn as_it_is(&self) -> Stress {

@@ -139,7 +139,14 @@ fn simulate_while(
 pub fn reached_s(problem: &Problem, run: &FleetRun, target: &SloTarget) -> f64 {
     let of = |outcome: &&RequestOutcome| problem.concerns(target, outcome.model as usize);
     let mut values: Vec<f64> = run.requests.iter().filter(of).map(|it| it.metric_s(target.metric)).collect();
-    values.sort_unstable_by(f64::total_cmp);
+    // All that the quantile looks at: what stands at its place in order, and the next.
+    let at = (target.percentile.share() * values.len().saturating_sub(1) as f64) as usize;
+    if at < values.len() {
+        let (_, _, above) = values.select_nth_unstable_by(at, f64::total_cmp);
+        if !above.is_empty() {
+            above.select_nth_unstable_by(0, f64::total_cmp);
+        }
+    }
     quantile(&values, target.percentile.share())
 }
 
