@@ -1,6 +1,7 @@
 //! The whole fleet on real traffic: same router, same balancing, every token.
 
 use boute_router::ScoredQueries;
+use boute_router::cascade::{Answer, Budget, Cascade};
 use boute_router::decide::Decider;
 use boute_router::policy::{assign, evaluate};
 use boute_sim::{Request, fleet, simulate};
@@ -10,6 +11,7 @@ use boute_spec::policy::RoutingPolicy;
 use boute_spec::slo::SloTarget;
 use boute_spec::workload::Trace;
 
+use crate::cascade;
 use crate::problem::Problem;
 
 /// The backlog grows if, over the last two thirds of the arrivals, more than this share of their number piles up. One third
@@ -56,12 +58,22 @@ pub fn simulate_fleet(
         outputs
             .extend((0..models).map(|model| longer(problem.tokens(request, query, model, scales[model]).1)));
     }
+    let cascade = cascade::of(problem, policy).and_then(|cascade| Cascade::new(&cascade, &ids));
+    let mut budget = Budget::default();
     let requests = trace.requests().iter().enumerate().map(|(index, request)| Request {
         arrival: request.arrival,
         scores: joined.as_ref().map_or(&[], |(queries, joined)| queries.predicted(joined[index])),
         input_tokens: inputs[index],
         output_tokens: &outputs[index * models..(index + 1) * models],
         hash_ids: &request.hash_ids,
+        again: cascade.as_ref().zip(joined.as_ref()).and_then(|(cascade, (queries, joined))| {
+            budget.earn(cascade.max_share);
+            let [from, to] = cascade.models;
+            let decided = decider.decide(queries.predicted(joined[index])).model;
+            let doubted = |answer: &Answer| decided == from && cascade.worth(answer).is_some();
+            let answer = Answer::of(queries, joined[index], cascade.models).filter(doubted);
+            answer.filter(|_| budget.spend()).map(|_| to)
+        }),
     });
     let simulation = simulate(replicas, &decider, requests);
     let quality = queries.map(|queries| evaluate(&assign(&decider, queries), queries).quality);
