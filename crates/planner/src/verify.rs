@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use boute_router::ScoredQueries;
+use boute_router::cascade::{Answer, Budget, Cascade};
 use boute_router::decide::Decider;
 use boute_router::policy::{assign, evaluate};
 use boute_sim::{Request, fleet, simulate_each};
@@ -13,6 +14,7 @@ use boute_spec::policy::RoutingPolicy;
 use boute_spec::slo::SloTarget;
 use boute_spec::workload::Trace;
 
+use crate::cascade;
 use crate::problem::Problem;
 
 /// The backlog grows if, over the last two thirds of the arrivals, more than this share of their number piles up. One third
@@ -115,6 +117,8 @@ fn simulate_while(
         outputs
             .extend((0..models).map(|model| longer(problem.tokens(request, query, model, scales[model]).1)));
     }
+    let cascade = cascade::of(problem, policy).and_then(|cascade| Cascade::new(&cascade, &ids));
+    let mut budget = Budget::default();
     let going_on = Cell::new(true);
     let coming = trace.requests().iter().enumerate().take_while(|_| going_on.get());
     let coming = coming.map(|(index, request)| Request {
@@ -123,6 +127,14 @@ fn simulate_while(
         input_tokens: inputs[index],
         output_tokens: &outputs[index * models..(index + 1) * models],
         hash_ids: &request.hash_ids,
+        again: cascade.as_ref().zip(joined.as_ref()).and_then(|(cascade, (queries, joined))| {
+            budget.earn(cascade.max_share);
+            let [from, to] = cascade.models;
+            let decided = decider.decide(queries.predicted(joined[index])).model;
+            let doubted = |answer: &Answer| decided == from && cascade.worth(answer).is_some();
+            let answer = Answer::of(queries, joined[index], cascade.models).filter(doubted);
+            answer.filter(|_| budget.spend()).map(|_| to)
+        }),
     });
     let mut requests = Vec::with_capacity(trace.requests().len());
     let totals = simulate_each(replicas, &decider, coming, |_, outcome| {

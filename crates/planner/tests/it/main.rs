@@ -3,6 +3,7 @@
 
 mod autopilot;
 mod blackbox;
+mod cascade;
 mod classical;
 mod disaggregate;
 mod explain;
@@ -95,6 +96,7 @@ fn problem(objective: Objective) -> Problem {
         }),
         floor: Some(FloorRule::Absolute(0.55)),
         confidence: 0.95,
+        cascade: None,
         objective,
         budget: None,
         robust: Robust::NOTHING,
