@@ -10,7 +10,7 @@ use boute_spec::data_file::{parse_quality, parse_trace};
 use boute_spec::file::{Floor, GpuEntry, ModelEntry, QualityEntry, Spec, Stock};
 use boute_spec::parse::parse_spec;
 use boute_spec::plan::InputDigest;
-use boute_spec::units::{BytesPerSecond, RequestsPerSecond, UsdPerHour};
+use boute_spec::units::{BytesPerSecond, Fraction, RequestsPerSecond, UsdPerHour};
 use boute_spec::workload::{QualityData, Split, Trace};
 
 use crate::failure::Failure;
@@ -106,6 +106,7 @@ pub(crate) fn resolve(
         lengths: spec.traffic.lengths,
         slo: spec.slo.clone(),
         confidence: spec.quality.as_ref().map_or(0.95, |entry| entry.confidence.get()),
+        cascade: spec.quality.as_ref().and_then(|entry| entry.cascade).map(Fraction::get),
         quality,
         floor,
         objective: spec.objective,

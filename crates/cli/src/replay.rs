@@ -82,12 +82,14 @@ impl Replay {
             })
             .collect();
         let models = ids.len();
+        let again = second_answers(plan, &decider, &scores, seed);
         let requests = self.requests.iter().enumerate().map(|(index, request)| Request {
             arrival: request.at,
             scores: &scores[index * models..(index + 1) * models],
             input_tokens: request.input_tokens,
             output_tokens: &outputs[index * models..(index + 1) * models],
             hash_ids: &self.hash_ids[index],
+            again: again[index],
         });
         let simulation = simulate_balanced(replicas, &decider, balancing, requests);
         let slo = &plan.targets.slo;
@@ -138,6 +140,24 @@ impl Replay {
         }
         scores
     }
+}
+
+/// Which model each request is asked again from. What a trace's answers would say to a cascade is not known, so as many are
+/// drawn of those that it looks at as the plan has it.
+fn second_answers(plan: &PlanDraft, decider: &Decider, scores: &[f32], seed: u64) -> Vec<Option<usize>> {
+    let shares = &plan.routing.models;
+    let index = |model: &str| shares.iter().position(|share| share.model == model);
+    let cascade = plan.routing.cascade.as_ref();
+    let bound = cascade.and_then(|cascade| {
+        let (from, to) = (index(&cascade.from)?, index(&cascade.to)?);
+        Some((from, to, cascade.max_share.get() / shares[from].load_fraction.get().max(f64::MIN_POSITIVE)))
+    });
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut drawn = |scores: &[f32]| {
+        let (from, to, chance) = bound?;
+        (decider.decide(scores).model == from && rng.random::<f64>() < chance).then_some(to)
+    };
+    scores.chunks(shares.len()).map(|scores| drawn(scores)).collect()
 }
 
 /// The policy that follows the larger score.

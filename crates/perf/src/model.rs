@@ -17,6 +17,9 @@
 //!
 //! By construction no kernel is faster than peak compute or bandwidth, and more work never takes less time.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use boute_spec::catalog::{LinearAttention, ModelShape, Source};
 use boute_spec::units::SimTime;
 
@@ -29,6 +32,8 @@ use crate::{Batch, ReplicaConfig, StepTime};
 
 /// Share of peak compute and bandwidth that the recurrence of linear attention reaches (assumed).
 const RECURRENCE_EFFICIENCY: f64 = 0.3;
+/// Up to so many decoding sequences the time of a step is kept: vLLM's default limit of sequences on a large GPU.
+const KNOWN_DECODES: usize = 1024 + 1;
 /// The recurrence's state is kept in 32 bits.
 const STATE_BYTES: f64 = 4.0;
 
@@ -136,6 +141,9 @@ pub struct ReplicaModel {
     engine: EngineOverhead,
     memory: MemoryFit,
     source: Source,
+    /// Picoseconds of [`Self::base`] of a step in which so many sequences decode and nothing else happens, 0 where not yet
+    /// asked for: a simulation asks for few of them, and for each thousands of times.
+    decode_base_ps: Arc<[AtomicU64]>,
 }
 
 impl ReplicaModel {
@@ -231,6 +239,7 @@ impl ReplicaModel {
             engine,
             memory,
             source: kernels.source,
+            decode_base_ps: (0..KNOWN_DECODES).map(|_| AtomicU64::new(0)).collect(),
         }
     }
 
@@ -272,6 +281,19 @@ impl ReplicaModel {
             slope.saturating_mul(batch.decode_context).saturating_add(window_slope.saturating_mul(inside));
         parts.kv_s += context as f64 * 1e-12;
         parts
+    }
+
+    fn base_ps(&self, batch: &Batch) -> u64 {
+        let asked = || (self.base(batch).total_s() * 1e12).ceil() as u64;
+        let known = self.decode_base_ps.get(batch.decodes as usize);
+        let Some(known) = known.filter(|_| batch.prefill_tokens == 0) else { return asked() };
+        // Two threads that ask at once find the same.
+        let mut base_ps = known.load(Ordering::Relaxed);
+        if base_ps == 0 {
+            base_ps = asked();
+            known.store(base_ps, Ordering::Relaxed);
+        }
+        base_ps
     }
 
     /// Everything but decode attention's reading of the context.
@@ -363,7 +385,7 @@ impl ReplicaModel {
 
 impl StepTime for ReplicaModel {
     fn step_time(&self, batch: &Batch) -> SimTime {
-        let base = SimTime((self.base(batch).total_s() * 1e12).ceil() as u64);
+        let base = SimTime(self.base_ps(batch));
         let (slope, window_slope, inside) = self.context_slopes(batch);
         SimTime(
             base.0

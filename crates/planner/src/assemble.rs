@@ -19,6 +19,7 @@ use boute_spec::slo::{Metric, Percentile};
 use boute_spec::units::{Fraction, RequestsPerSecond, UsdPerHour};
 
 use crate::candidates::Candidate;
+use crate::cascade;
 use crate::deployment::Fleet;
 use crate::problem::{Problem, QualityInputs};
 use crate::routing::Route;
@@ -56,7 +57,7 @@ pub fn shares(problem: &Problem, route: &Route) -> Vec<ModelShare> {
             let fraction = |value: f64| Fraction::new(value.clamp(0.0, 1.0)).unwrap_or_default();
             ModelShare {
                 model: problem.models[model].id.clone(),
-                load_fraction: fraction(route.stats.fractions[model]),
+                load_fraction: fraction(route.answered(model)),
                 quality: fraction(route.stats.quality_by_model[model]),
                 output_length_scale: scales[model],
                 mean_prompt_tokens: prompt,
@@ -182,6 +183,7 @@ pub struct Parts<'a> {
 /// If the parts do not hold together, which would be a fault of the planner.
 pub fn assemble(parts: Parts<'_>) -> Result<Plan, InvalidPlan> {
     let Parts { problem, route, fleet, .. } = parts;
+    let cascade = cascade::of(problem, &route.policy);
     let all_shares = shares(problem, route);
     let chosen = route.policy.models();
     let shares: Vec<ModelShare> =
@@ -231,6 +233,7 @@ pub fn assemble(parts: Parts<'_>) -> Result<Plan, InvalidPlan> {
             models: shares,
             fallback: BTreeMap::new(),
             certificate: certificate(problem, route),
+            cascade,
         },
         predicted: Predicted {
             cost_usd_per_hour: UsdPerHour::new(cost).unwrap_or_default(),

@@ -13,6 +13,7 @@ pub mod assemble;
 mod attribution;
 pub mod autopilot;
 pub mod candidates;
+mod cascade;
 pub mod database;
 pub mod deployment;
 mod disaggregate;

@@ -9,9 +9,9 @@ use crate::assemble::{deployment, front, in_words, max_rate, shares};
 use crate::deployment::{Effort, Fleet, Goal, Limits};
 use crate::plan::goal_of;
 use crate::routing::{Route, admit};
-use crate::search::Search;
+use crate::search::{Choice, Search};
 use crate::uphold::Attempt;
-use crate::verify::simulate_fleet;
+use crate::verify::{Traffic, simulate_fleet};
 
 /// Points of the front, about.
 const FRONT_POINTS: usize = 20;
@@ -20,7 +20,8 @@ const FRONT_REQUESTS: usize = 2_000;
 /// Divisions within this part of the best may become it when there is one more unit of something.
 const NEAR: f64 = 0.1;
 
-/// Other divisions of the load with their cheapest (or fastest) fleets, admissible or not.
+/// Other divisions of the load with their cheapest (or fastest) fleets, admissible or not; none that the table has for better
+/// than the plan in all and that simulation refuses.
 pub(crate) fn front_around(attempt: &Attempt, search: &Search<'_>, routes: &[Route]) -> Vec<FrontPoint> {
     let problem = search.problem;
     // The same margins as the plan's, so that its neighbours are no more daring than itself.
@@ -29,16 +30,23 @@ pub(crate) fn front_around(attempt: &Attempt, search: &Search<'_>, routes: &[Rou
     let requests = problem.planning_trace.requests().len().min(FRONT_REQUESTS);
     let trace = problem.planning_trace.window(0..requests).at_rate(attempt.rate);
     let stride = routes.len().div_ceil(FRONT_POINTS);
+    let chosen = &routes[attempt.choice.route];
     let others: Vec<usize> =
         (0..routes.len()).filter(|route| route % stride == 0 && *route != attempt.choice.route).collect();
     let mut points: Vec<FrontPoint> = others
         .par_iter()
         .filter_map(|&at| {
             let fleet = search.fleet(&routes[at], &limits, goal, Effort::Sketch)?;
-            Some(point(search, &routes[at], &fleet, &trace, attempt.rate, false))
+            // Whoever sees a better plan beside this one asks why it is not the plan: because it breaks a promise.
+            let better = routes[at].stats.quality > chosen.stats.quality
+                && goal.sign() * fleet.value <= goal.sign() * attempt.choice.fleet.value + 1e-9;
+            let choice = Choice { route: at, fleet };
+            if better {
+                Attempt::if_it_holds(search, routes, &choice, None, attempt.rate, &limits)?;
+            }
+            Some(point(search, &routes[at], &choice.fleet, &trace, attempt.rate, false))
         })
         .collect();
-    let chosen = &routes[attempt.choice.route];
     points.push(point(search, chosen, &attempt.choice.fleet, &trace, attempt.rate, true));
     front(problem.objective, points)
 }
@@ -55,7 +63,8 @@ fn point(
     let deployment = deployment(search.candidates, fleet, &route.stats.fractions, rate);
     let queries = problem.quality.as_ref().map(|at| &at.planning);
     let shares = shares(problem, route);
-    let run = simulate_fleet(problem, &deployment, &route.policy, &shares, trace, queries, 1.0);
+    let traffic = Traffic { trace, queries, stretch: 1.0 };
+    let run = simulate_fleet(problem, &deployment, &route.policy, &shares, traffic);
     FrontPoint {
         cost_usd_per_hour: deployment.usd_per_hour(),
         quality: route.stats.quality,

@@ -1,6 +1,7 @@
 //! The whole of it: from a problem to a checked plan.
 
 use std::cell::OnceCell;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use boute_spec::outcome::Outcome;
 use boute_spec::plan::{Bound, Objective, Plan, ReplicaGroup, Verification};
@@ -249,18 +250,29 @@ impl<'a> Prepared<'a> {
             let strategies = ALTERNATIVES.into_iter().chain(sampled).map(Other::Strategy);
             let asked: Vec<Other> = strategies.chain(routes.into_iter().map(Other::Route)).collect();
             let total = asked.len() as u64;
-            for (done, other) in (0..).zip(asked) {
-                let message = "asking other plans".into();
-                if progress(&Step { message, done, total }) {
+            let choose_as = |other: Other, limits: &Limits| match other {
+                Other::Strategy(other) => choose(search, &self.routes, other, limits, progress),
+                Other::Route(route) => {
+                    let fleet = search.fleet(&self.routes[route], limits, goal, Effort::Sketch)?;
+                    Some((Choice { route, fleet }, None))
+                }
+            };
+            // What each picks first does not depend on how the others do.
+            let limits = search.limits(problem.rate);
+            let done = AtomicU64::new(0);
+            let stopped = || {
+                let (message, done) = ("asking other plans".into(), done.fetch_add(1, Ordering::Relaxed));
+                progress(&Step { message, done: done.min(total), total })
+            };
+            let pick = |other: &Other| if stopped() { None } else { choose_as(*other, &limits) };
+            let picked: Vec<_> = asked.par_iter().map(pick).collect();
+            for (other, picked) in asked.into_iter().zip(picked) {
+                if stopped() {
                     break;
                 }
                 let than = best.holds(problem).then_some(&best);
-                let chosen = |limits: &Limits| match other {
-                    Other::Strategy(other) => choose(search, &self.routes, other, limits, progress),
-                    Other::Route(route) => {
-                        let fleet = search.fleet(&self.routes[route], limits, goal, Effort::Sketch)?;
-                        Some((Choice { route, fleet }, None))
-                    }
+                let chosen = |limits: &Limits| {
+                    if search.unrepaired(limits) { picked.clone() } else { choose_as(other, limits) }
                 };
                 if let Some(attempt) = upholder.uphold(&chosen, than)
                     && attempt.holds(problem)

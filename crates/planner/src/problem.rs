@@ -67,6 +67,8 @@ pub struct Problem {
     pub floor: Option<FloorRule>,
     /// Probability with which the floor must hold.
     pub confidence: f64,
+    /// Share of the queries that may be asked again from a better model; `None` for no cascade.
+    pub cascade: Option<f64>,
     /// What to optimise.
     pub objective: Objective,
     /// Most rent per hour; `None` for no limit.

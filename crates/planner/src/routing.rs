@@ -14,6 +14,7 @@ use boute_router::policy::{PolicyStats, assign, evaluate, policy_for_fractions};
 use boute_spec::policy::{ModelPenalty, RoutingPolicy};
 use rayon::prelude::*;
 
+use crate::cascade;
 use crate::problem::Problem;
 
 /// Steps of the path for two models.
@@ -30,7 +31,8 @@ const MOST_SUBSETS: usize = 5;
 pub struct Route {
     /// The rule.
     pub policy: RoutingPolicy,
-    /// Shares and quality on the planning queries, in the order of the problem's models.
+    /// Shares and quality on the planning queries, in the order of the problem's models. Of a cascade, what is asked again counts
+    /// in the shares, which then sum to more than 1, and not in the quality.
     pub stats: PolicyStats,
     /// Which model answers each planning query.
     pub assignment: Vec<usize>,
@@ -42,6 +44,16 @@ pub struct Route {
     pub certified: Option<Certified>,
     /// Whether the planner may use it.
     pub admissible: bool,
+}
+
+impl Route {
+    /// Share of the queries that a model (index) answers, none of them a second time.
+    pub fn answered(&self, model: usize) -> f64 {
+        match self.assignment.len() {
+            0 => self.stats.fractions[model],
+            all => self.assignment.iter().filter(|answers| **answers == model).count() as f64 / all as f64,
+        }
+    }
 }
 
 /// All divisions, path by path, each path's safest first. `usd_per_query` prices the models; one that runs nowhere has none.
@@ -62,6 +74,7 @@ pub fn routes(problem: &Problem, usd_per_query: &[Option<f64>]) -> Vec<Route> {
             let assignment = assign(&decider, queries);
             let stats = evaluate(&assignment, queries);
             let policy = without_idle(policy, &stats, &queries.models);
+            let stats = cascade::with_load(problem, &policy, stats);
             Route { policy, stats, assignment, path, delta, certified: None, admissible: true }
         })
         .collect();

@@ -24,7 +24,7 @@ use rayon::prelude::*;
 
 use crate::candidates::{Candidate, candidates, share_for};
 use crate::problem::Problem;
-use crate::verify::{FleetRun, broken, holds, simulate_fleet};
+use crate::verify::{FleetRun, Traffic, broken, holds, simulate_fleet};
 
 /// Two-sided 95 % of the normal distribution.
 const Z_95: f64 = 1.959_964;
@@ -114,7 +114,8 @@ impl<'a> Fleet<'a> {
 
     fn run(&self, trace: &Trace) -> FleetRun {
         let queries = self.problem.quality.as_ref().map(|quality| &quality.held_out);
-        simulate_fleet(self.problem, self.deployment, self.policy, &self.shares, trace, queries, 1.0)
+        let traffic = Traffic { trace, queries, stretch: 1.0 };
+        simulate_fleet(self.problem, self.deployment, self.policy, &self.shares, traffic)
     }
 }
 
@@ -220,7 +221,8 @@ fn unloaded_s(problem: &Problem, candidate: &Candidate, alone: &Trace) -> f64 {
     let policy = RoutingPolicy::Constant { model: candidate.config.model.id.clone() };
     let shares: Vec<ModelShare> = problem.model_ids().into_iter().map(|id| share_for(id, 1.0, 1.0)).collect();
     let queries = problem.quality.as_ref().map(|quality| &quality.planning);
-    simulate_fleet(problem, &deployment, &policy, &shares, alone, queries, 1.0).outcome.p95_e2el_ms / 1e3
+    let traffic = Traffic { trace: alone, queries, stretch: 1.0 };
+    simulate_fleet(problem, &deployment, &policy, &shares, traffic).outcome.p95_e2el_ms / 1e3
 }
 
 /// Requests of `trace`, evenly chosen, so far apart that none meets another.

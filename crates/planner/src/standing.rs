@@ -7,6 +7,7 @@ use boute_router::decide::Decider;
 use boute_router::policy::{assign, evaluate};
 use boute_spec::plan::PlanDraft;
 
+use crate::cascade;
 use crate::deployment::{Fleet, assess};
 use crate::routing::Route;
 use crate::search::Search;
@@ -64,7 +65,7 @@ fn route(plan: &PlanDraft, search: &Search<'_>, routes: &[Route]) -> Result<Rout
     let certified = problem.floor.map(|rule| floor_holds(queries, &assignment, rule, delta));
     Ok(Route {
         policy: policy.clone(),
-        stats: evaluate(&assignment, queries),
+        stats: cascade::with_load(problem, policy, evaluate(&assignment, queries)),
         assignment,
         path: 0,
         delta,

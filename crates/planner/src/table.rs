@@ -400,6 +400,7 @@ fn run(spec: &ReplicaSpec<ReplicaModel>, arrivals: &[Arrival]) -> Vec<RequestOut
         input_tokens: *prompt,
         output_tokens,
         hash_ids: &[],
+        again: None,
     });
     simulate(vec![spec.clone()], &Decider::Constant(0), requests).outcomes
 }

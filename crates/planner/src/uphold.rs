@@ -10,6 +10,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use boute_spec::file::Robust;
 use boute_spec::outcome::RequestOutcome;
@@ -22,7 +23,7 @@ use crate::deployment::{Fleet, Goal, Limits};
 use crate::problem::{Problem, Progress, Step};
 use crate::routing::Route;
 use crate::search::{Choice, Search};
-use crate::verify::{FleetRun, broken, holds, reached_s, simulate_fleet};
+use crate::verify::{FleetRun, Traffic, broken, holds, reached_s, simulate_fleet, simulate_unless_doomed};
 
 /// Choices simulated before giving up.
 const MOST_REPAIRS: u32 = 12;
@@ -108,7 +109,7 @@ impl Attempt {
     }
 
     /// An attempt that holds; the hardest runs are made first, and no others if they break a promise.
-    fn if_it_holds(
+    pub(crate) fn if_it_holds(
         search: &Search<'_>,
         routes: &[Route],
         choice: &Choice,
@@ -119,28 +120,21 @@ impl Attempt {
         let route = &routes[choice.route];
         let deployment = deployment(search.candidates, &choice.fleet, &route.stats.fractions, rate);
         let simulation = Simulation::new(search, route, &deployment, rate);
-        let stressed = simulation.stressed();
-        if !stressed.iter().all(|run| kept(search.problem, run)) {
+        if !enough_replicas(search.problem, &deployment) {
             return None;
         }
-        let (planned, verified) = simulation.windows();
+        let stressed = simulation.unless_broken(&simulation.hard())?;
+        let as_it_is = simulation.as_it_is();
+        let [planned, verified] =
+            simulation.unless_broken(&[(as_it_is.clone(), false), (as_it_is, true)])?.try_into().ok()?;
         let (choice, margins) = (choice.clone(), limits.margins.clone());
-        let attempt =
-            Self { choice, bound, rate, margins, deployment, planned, verified, stressed, repairs: 0 };
-        attempt.holds(search.problem).then_some(attempt)
+        Some(Self { choice, bound, rate, margins, deployment, planned, verified, stressed, repairs: 0 })
     }
 
     /// Whether every promise was kept in every run and every model has its replicas. A highest rate must also be one that can go
     /// on; traffic as it is may swell and fall.
     pub(crate) fn holds(&self, problem: &Problem) -> bool {
-        let models: BTreeSet<&str> =
-            self.deployment.groups.iter().map(|group| group.model.as_str()).collect();
-        let replicas = |model: &str| -> u32 {
-            let own = self.deployment.groups.iter().filter(|group| group.model == model);
-            own.map(|group| group.replicas).sum()
-        };
-        models.into_iter().all(|model| replicas(model) >= problem.robust.min_replicas)
-            && self.runs().all(|run| kept(problem, run))
+        enough_replicas(problem, &self.deployment) && self.runs().all(|run| kept(problem, run))
     }
 
     /// Whether every promise is kept on the traffic as it is, with nothing more to stand.
@@ -178,6 +172,14 @@ impl Attempt {
     }
 }
 
+fn enough_replicas(problem: &Problem, deployment: &Deployment) -> bool {
+    let mut replicas: BTreeMap<&str, u32> = BTreeMap::new();
+    for group in &deployment.groups {
+        *replicas.entry(&group.model).or_default() += group.replicas;
+    }
+    replicas.into_values().all(|replicas| replicas >= problem.robust.min_replicas)
+}
+
 fn kept(problem: &Problem, run: &FleetRun) -> bool {
     match problem.objective {
         Objective::MaxRate => holds(problem, run),
@@ -200,41 +202,80 @@ impl<'a> Simulation<'a> {
         Self { problem, route, deployment, shares: shares(problem, route), rate }
     }
 
-    fn run(&self, held_out: bool, deployment: &Deployment, faster: f64, stretch: f64) -> FleetRun {
+    fn run(&self, held_out: bool, stress: &Stress) -> FleetRun {
+        self.on(held_out, stress, |deployment, traffic| {
+            simulate_fleet(self.problem, deployment, &self.route.policy, &self.shares, traffic)
+        })
+    }
+
+    /// `simulate` on a window.
+    fn on<R>(&self, held_out: bool, stress: &Stress, simulate: impl Fn(&Deployment, Traffic<'_>) -> R) -> R {
         let problem = self.problem;
         let trace = if held_out { &problem.verification_trace } else { &problem.planning_trace };
-        let rate = self.rate * faster;
+        let rate = self.rate * stress.faster;
         let trace = if rate == problem.rate { trace } else { &trace.at_rate(rate) };
         let queries = problem.quality.as_ref().map(|at| if held_out { &at.held_out } else { &at.planning });
-        simulate_fleet(problem, deployment, &self.route.policy, &self.shares, trace, queries, stretch)
+        simulate(&stress.deployment, Traffic { trace, queries, stretch: stress.longer })
     }
 
     /// On the planning and on the verification window.
     fn windows(&self) -> (FleetRun, FleetRun) {
-        let run = |held_out| self.run(held_out, self.deployment, 1.0, 1.0);
-        rayon::join(|| run(false), || run(true))
+        let as_it_is = self.as_it_is();
+        rayon::join(|| self.run(false, &as_it_is), || self.run(true, &as_it_is))
     }
 
-    /// On both windows with what the plan must stand, one thing at a time.
+    /// On both windows with what the plan must stand.
     fn stressed(&self) -> Vec<FleetRun> {
-        let Robust { rate: faster, lengths, lost_replicas, .. } = self.problem.robust;
-        let mut stresses: Vec<(Deployment, f64, f64)> = Vec::new();
+        self.hard().par_iter().map(|(stress, held_out)| self.run(*held_out, stress)).collect()
+    }
+
+    /// Runs under stresses, each on the second window or the first; `None` once one breaks a promise.
+    fn unless_broken(&self, runs: &[(Stress, bool)]) -> Option<Vec<FleetRun>> {
+        let doomed = AtomicBool::new(false);
+        let run = |(stress, held_out): &(Stress, bool)| {
+            let run = self.on(*held_out, stress, |deployment, traffic| {
+                let policy = &self.route.policy;
+                simulate_unless_doomed(self.problem, deployment, policy, &self.shares, traffic, &doomed)
+            });
+            let run = run.filter(|run| kept(self.problem, run));
+            doomed.fetch_or(run.is_none(), Ordering::Relaxed);
+            run
+        };
+        runs.par_iter().map(run).collect()
+    }
+
+    fn as_it_is(&self) -> Stress {
+        Stress { deployment: self.deployment.clone(), faster: 1.0, longer: 1.0 }
+    }
+
+    /// What the plan must stand, one thing at a time, each on both windows (whether the second).
+    fn hard(&self) -> Vec<(Stress, bool)> {
+        let Robust { rate: faster, lengths: longer, lost_replicas, .. } = self.problem.robust;
+        let mut stresses = Vec::new();
         if faster > 1.0 {
-            stresses.push((self.deployment.clone(), faster, 1.0));
+            stresses.push(Stress { faster, ..self.as_it_is() });
         }
-        if lengths > 1.0 {
-            stresses.push((self.deployment.clone(), 1.0, lengths));
+        if longer > 1.0 {
+            stresses.push(Stress { longer, ..self.as_it_is() });
         }
         if lost_replicas > 0 {
             let models = self.route.policy.models();
             let losses = models.into_iter().map(|model| self.deployment.without(model, lost_replicas));
-            stresses.extend(losses.map(|left| (left, 1.0, 1.0)));
+            stresses.extend(losses.map(|deployment| Stress { deployment, ..self.as_it_is() }));
         }
-        let both = |(deployment, faster, stretch): &(Deployment, f64, f64)| {
-            [false, true].map(|held_out| self.run(held_out, deployment, *faster, *stretch))
-        };
-        stresses.par_iter().flat_map_iter(both).collect()
+        stresses.into_iter().flat_map(|stress| [(stress.clone(), false), (stress, true)]).collect()
     }
+}
+
+/// Something that a plan must stand.
+#[derive(Clone)]
+struct Stress {
+    /// What is left of the fleet.
+    deployment: Deployment,
+    /// The rate is so many times the plan's.
+    faster: f64,
+    /// Prompts and answers are so many times as long.
+    longer: f64,
 }
 
 /// Share of all requests that are over the limit of `target`, per model.

@@ -1,15 +1,20 @@
 //! The whole fleet on real traffic: same router, same balancing, every token.
 
+use std::cell::Cell;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use boute_router::ScoredQueries;
+use boute_router::cascade::{Answer, Budget, Cascade};
 use boute_router::decide::Decider;
 use boute_router::policy::{assign, evaluate};
-use boute_sim::{Request, fleet, simulate};
+use boute_sim::{Request, fleet, simulate_each};
 use boute_spec::outcome::{Outcome, OutcomeSource, RequestOutcome, quantile};
 use boute_spec::plan::{Deployment, ModelShare};
 use boute_spec::policy::RoutingPolicy;
 use boute_spec::slo::SloTarget;
 use boute_spec::workload::Trace;
 
+use crate::cascade;
 use crate::problem::Problem;
 
 /// The backlog grows if, over the last two thirds of the arrivals, more than this share of their number piles up. One third
@@ -17,7 +22,7 @@ use crate::problem::Problem;
 const BACKLOG: f64 = 0.05;
 
 /// What a simulated fleet did.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct FleetRun {
     /// The summary.
     pub outcome: Outcome,
@@ -25,9 +30,19 @@ pub struct FleetRun {
     pub requests: Vec<RequestOutcome>,
 }
 
-/// Simulates `deployment` under `policy` on `trace`, each request joined to one of `queries` by the seed. Quality is that
-/// of all `queries` under the policy. `shares` are in the order of the problem's models; prompts and answers are `stretch`
-/// times as long.
+/// Traffic to simulate.
+#[derive(Debug, Clone, Copy)]
+pub struct Traffic<'a> {
+    /// When requests come, and how long they are where queries do not say.
+    pub trace: &'a Trace,
+    /// What is asked: each request is joined to one by the seed.
+    pub queries: Option<&'a ScoredQueries>,
+    /// Prompts and answers are so many times as long.
+    pub stretch: f64,
+}
+
+/// Simulates `deployment` under `policy`. Quality is that of all queries under the policy. `shares` are in the order of the
+/// problem's models.
 ///
 /// # Panics
 /// If a group does not fit or the policy names an unknown model: candidates fit, policies are made of the models.
@@ -36,9 +51,55 @@ pub fn simulate_fleet(
     deployment: &Deployment,
     policy: &RoutingPolicy,
     shares: &[ModelShare],
-    trace: &Trace,
-    queries: Option<&ScoredQueries>,
-    stretch: f64,
+    traffic: Traffic<'_>,
+) -> FleetRun {
+    simulate_while(problem, deployment, policy, shares, traffic, |_| true)
+}
+
+/// The same, `None` as soon as so many requests are late that a promise is broken whatever follows, or once `doomed`, which is
+/// set then, is set by another run.
+///
+/// # Panics
+/// As [`simulate_fleet`].
+pub fn simulate_unless_doomed(
+    problem: &Problem,
+    deployment: &Deployment,
+    policy: &RoutingPolicy,
+    shares: &[ModelShare],
+    traffic: Traffic<'_>,
+    doomed: &AtomicBool,
+) -> Option<FleetRun> {
+    let most = traffic.trace.requests().len();
+    // A quantile of at most `most` values lies above the limit if more values than these do.
+    let spare = |target: &SloTarget| {
+        let last = most.saturating_sub(1);
+        last - (target.percentile.share() * last as f64).floor() as usize
+    };
+    let mut spare: Vec<usize> = problem.slo.iter().map(spare).collect();
+    let hopeful = |outcome: &RequestOutcome| {
+        for (target, spare) in problem.slo.iter().zip(&mut spare) {
+            let concerned = problem.concerns(target, outcome.model as usize);
+            if concerned && outcome.metric_s(target.metric) > target.limit_s.get() {
+                match spare.checked_sub(1) {
+                    Some(left) => *spare = left,
+                    None => doomed.store(true, Ordering::Relaxed),
+                }
+            }
+        }
+        !doomed.load(Ordering::Relaxed)
+    };
+    let run = simulate_while(problem, deployment, policy, shares, traffic, hopeful);
+    (!doomed.load(Ordering::Relaxed)).then_some(run)
+}
+
+/// No more requests come once `go_on` says no to what became of one.
+fn simulate_while(
+    problem: &Problem,
+    deployment: &Deployment,
+    policy: &RoutingPolicy,
+    shares: &[ModelShare],
+    Traffic { trace, queries, stretch }: Traffic<'_>,
+    mut go_on: impl FnMut(&RequestOutcome) -> bool,
 ) -> FleetRun {
     let gpus: Vec<_> = problem.offers.iter().map(|offer| offer.gpu.clone()).collect();
     let replicas = fleet::replicas(deployment, &problem.models, &gpus, shares).expect("candidates fit");
@@ -56,31 +117,48 @@ pub fn simulate_fleet(
         outputs
             .extend((0..models).map(|model| longer(problem.tokens(request, query, model, scales[model]).1)));
     }
-    let requests = trace.requests().iter().enumerate().map(|(index, request)| Request {
+    let cascade = cascade::of(problem, policy).and_then(|cascade| Cascade::new(&cascade, &ids));
+    let mut budget = Budget::default();
+    let going_on = Cell::new(true);
+    let coming = trace.requests().iter().enumerate().take_while(|_| going_on.get());
+    let coming = coming.map(|(index, request)| Request {
         arrival: request.arrival,
         scores: joined.as_ref().map_or(&[], |(queries, joined)| queries.predicted(joined[index])),
         input_tokens: inputs[index],
         output_tokens: &outputs[index * models..(index + 1) * models],
         hash_ids: &request.hash_ids,
+        again: cascade.as_ref().zip(joined.as_ref()).and_then(|(cascade, (queries, joined))| {
+            budget.earn(cascade.max_share);
+            let [from, to] = cascade.models;
+            let decided = decider.decide(queries.predicted(joined[index])).model;
+            let doubted = |answer: &Answer| decided == from && cascade.worth(answer).is_some();
+            let answer = Answer::of(queries, joined[index], cascade.models).filter(doubted);
+            answer.filter(|_| budget.spend()).map(|_| to)
+        }),
     });
-    let simulation = simulate(replicas, &decider, requests);
+    let mut requests = Vec::with_capacity(trace.requests().len());
+    let totals = simulate_each(replicas, &decider, coming, |_, outcome| {
+        going_on.set(going_on.get() && go_on(&outcome));
+        requests.push(outcome);
+    });
     let quality = queries.map(|queries| evaluate(&assign(&decider, queries), queries).quality);
-    let outcome = Outcome::summarise(
-        OutcomeSource::Simulated,
-        &simulation.outcomes,
-        simulation.failed,
-        &ids,
-        &problem.slo,
-        quality,
-    );
-    FleetRun { outcome, requests: simulation.outcomes }
+    let outcome =
+        Outcome::summarise(OutcomeSource::Simulated, &requests, totals.failed, &ids, &problem.slo, quality);
+    FleetRun { outcome, requests }
 }
 
 /// What `run` reached of `target`, in seconds.
 pub fn reached_s(problem: &Problem, run: &FleetRun, target: &SloTarget) -> f64 {
     let of = |outcome: &&RequestOutcome| problem.concerns(target, outcome.model as usize);
     let mut values: Vec<f64> = run.requests.iter().filter(of).map(|it| it.metric_s(target.metric)).collect();
-    values.sort_unstable_by(f64::total_cmp);
+    // All that the quantile looks at: what stands at its place in order, and the next.
+    let at = (target.percentile.share() * values.len().saturating_sub(1) as f64) as usize;
+    if at < values.len() {
+        let (_, _, above) = values.select_nth_unstable_by(at, f64::total_cmp);
+        if !above.is_empty() {
+            above.select_nth_unstable_by(0, f64::total_cmp);
+        }
+    }
     quantile(&values, target.percentile.share())
 }
 

@@ -17,6 +17,8 @@ pub struct ScoredQueries {
     pub prompt_tokens: Vec<u32>,
     /// Share of each query that the scorer's training had not seen.
     pub novelty: Vec<f32>,
+    /// Answer tokens that are expected (median); 0 where nothing is. A table, or empty.
+    pub expected_tokens: Vec<f32>,
 }
 
 impl ScoredQueries {
@@ -29,6 +31,7 @@ impl ScoredQueries {
             output_tokens: Vec::new(),
             prompt_tokens: Vec::new(),
             novelty: Vec::new(),
+            expected_tokens: Vec::new(),
         }
     }
 
@@ -49,6 +52,7 @@ impl ScoredQueries {
         self.output_tokens.extend(&other.output_tokens);
         self.prompt_tokens.extend(&other.prompt_tokens);
         self.novelty.extend(&other.novelty);
+        self.expected_tokens.extend(&other.expected_tokens);
     }
 
     /// The queries (indices) that `keep` keeps.
@@ -60,7 +64,8 @@ impl ScoredQueries {
             let row = query * models..(query + 1) * models;
             left.predicted.extend(&self.predicted[row.clone()]);
             left.actual.extend(&self.actual[row.clone()]);
-            left.output_tokens.extend(&self.output_tokens[row]);
+            left.output_tokens.extend(&self.output_tokens[row.clone()]);
+            left.expected_tokens.extend(self.expected_tokens.get(row).unwrap_or_default());
             left.prompt_tokens.push(self.prompt_tokens[query]);
             left.novelty.extend(self.novelty.get(query));
         }
@@ -91,6 +96,11 @@ impl ScoredQueries {
     /// Answer tokens of one model on one query; 0 where not recorded.
     pub fn output_tokens(&self, query: usize, model: usize) -> u32 {
         self.output_tokens[query * self.models.len() + model]
+    }
+
+    /// Answer tokens expected of one model on one query; 0 where nothing is.
+    pub fn expected_tokens(&self, query: usize, model: usize) -> f32 {
+        self.expected_tokens.get(query * self.models.len() + model).copied().unwrap_or_default()
     }
 
     /// Mean answer length of a model where recorded; `None` if nowhere.

@@ -85,6 +85,8 @@ pub struct Request<'a> {
     pub output_tokens: &'a [u32],
     /// Prefix ids, see [`EngineRequest::hash_ids`].
     pub hash_ids: &'a [u64],
+    /// In a cascade: index of the model that is asked again once an answer is there.
+    pub again: Option<usize>,
 }
 
 /// With the trace's lengths, for whichever model there is.
@@ -96,6 +98,7 @@ impl<'a> From<&'a TraceRequest> for Request<'a> {
             input_tokens: request.input_tokens,
             output_tokens: std::slice::from_ref(&request.output_tokens),
             hash_ids: &request.hash_ids,
+            again: None,
         }
     }
 }
@@ -241,6 +244,10 @@ struct Pending {
     index: usize,
     outcome: RequestOutcome,
     expected: u32,
+    /// What it takes outside of engines.
+    outside: SimTime,
+    /// The model that is asked again, and the tokens of its answer.
+    again: Option<(usize, u32)>,
 }
 
 /// Replicas in virtual time. A request in flight is known to its engine by its place in `pending`.
@@ -253,6 +260,8 @@ struct Fleet<T> {
     /// KV caches on their way: when each arrives, and whose it is.
     transfers: BinaryHeap<Reverse<(SimTime, usize)>>,
     pending: Vec<Pending>,
+    /// Answered, and to be asked again now.
+    answered: Vec<Pending>,
     free: Vec<usize>,
     events: Vec<EngineEvent>,
     candidates: Vec<Candidate>,
@@ -289,6 +298,7 @@ impl<T: StepTime + Clone> Fleet<T> {
             members,
             transfers: BinaryHeap::new(),
             pending: Vec::new(),
+            answered: Vec::new(),
             free: Vec::new(),
             events: Vec::new(),
             candidates: Vec::new(),
@@ -312,6 +322,11 @@ impl<T: StepTime + Clone> Fleet<T> {
                     self.settle(at, next, done);
                 }
             }
+            while let Some(first) = self.answered.pop() {
+                if !self.ask_again(next, &first) {
+                    done(first.index, first.outcome);
+                }
+            }
             while let Some(Reverse((_, id))) = self.transfers.peek().copied().filter(|it| it.0.0 == next) {
                 self.transfers.pop();
                 self.hand_over(next, id);
@@ -325,16 +340,15 @@ impl<T: StepTime + Clone> Fleet<T> {
         member.engine.advance(now, &mut self.events);
         self.next[at] = member.engine.next_event().unwrap_or(SimTime::MAX);
         let replica = &mut self.replicas[member.replica];
-        let extra = replica.spec.request_time;
         for event in self.events.drain(..) {
             match event {
                 EngineEvent::FirstToken { id, at } => {
-                    let Pending { outcome, .. } = &mut self.pending[id as usize];
-                    outcome.ttft = at.since(outcome.arrival) + extra;
+                    let Pending { outcome, outside, .. } = &mut self.pending[id as usize];
+                    outcome.ttft = at.since(outcome.arrival) + *outside;
                     replica.load.waiting_prompt_tokens -= u64::from(outcome.input_tokens);
                 }
                 EngineEvent::Finished { id, at: end } => {
-                    let Pending { index, mut outcome, expected } = self.pending[id as usize];
+                    let Pending { index, mut outcome, expected, outside, again } = self.pending[id as usize];
                     if let Some(it) = &replica.spec.disaggregated {
                         let prefills = replica.first.contains(&at);
                         member.backlog -= u64::from(if prefills { outcome.input_tokens } else { expected });
@@ -346,11 +360,15 @@ impl<T: StepTime + Clone> Fleet<T> {
                             continue;
                         }
                     }
-                    outcome.e2e = end.since(outcome.arrival) + extra;
+                    outcome.e2e = end.since(outcome.arrival) + outside;
                     replica.load.in_flight -= 1;
                     replica.load.expected_answer_tokens -= u64::from(expected);
                     self.free.push(id as usize);
-                    done(index, outcome);
+                    if again.is_some() {
+                        self.answered.push(Pending { index, outcome, expected, outside, again });
+                    } else {
+                        done(index, outcome);
+                    }
                 }
             }
         }
@@ -375,9 +393,35 @@ impl<T: StepTime + Clone> Fleet<T> {
         among.min_by_key(|at| self.members[*at].backlog)
     }
 
-    /// Gives a request to the replica that is expected to finish it first; false if there is none that can.
+    /// Gives a request to the model that is decided on; false if it has no replica that can take it.
     fn send(&mut self, decider: &Decider, index: usize, request: &Request<'_>) -> bool {
         let model = decider.decide(request.scores).model;
+        let outcome = RequestOutcome {
+            model: model as u32,
+            replica: 0,
+            arrival: request.arrival,
+            input_tokens: request.input_tokens,
+            output_tokens: request.output_tokens[model],
+            ttft: SimTime::ZERO,
+            e2e: SimTime::ZERO,
+        };
+        let again = request.again.map(|second| (second, request.output_tokens[second]));
+        let pending = Pending { index, outcome, expected: 0, outside: SimTime::ZERO, again };
+        self.ask(request.arrival, pending, request.hash_ids)
+    }
+
+    /// Asks the second model of a cascade; its answer counts from the arrival of the query. What it has seen of the prompt is
+    /// not known.
+    fn ask_again(&mut self, now: SimTime, first: &Pending) -> bool {
+        let Some((model, output_tokens)) = first.again else { return false };
+        let outcome = RequestOutcome { model: model as u32, output_tokens, ..first.outcome };
+        self.ask(now, Pending { outcome, again: None, ..*first }, &[])
+    }
+
+    /// Gives a request to the replica of its model that is expected to finish it first; false if there is none that can.
+    fn ask(&mut self, now: SimTime, mut pending: Pending, hash_ids: &[u64]) -> bool {
+        let RequestOutcome { model, input_tokens, output_tokens, .. } = pending.outcome;
+        let model = model as usize;
         let of_model = self.replicas.iter().enumerate().filter(|(_, replica)| replica.spec.model == model);
         self.candidates.clear();
         self.candidates.extend(of_model.map(|(index, replica)| Candidate {
@@ -388,44 +432,33 @@ impl<T: StepTime + Clone> Fleet<T> {
         }));
         let Some(first) = self.candidates.first() else { return false };
         let expected = self.replicas[first.index].spec.expected_output_tokens;
-        let size = RequestSize { prompt_tokens: request.input_tokens, answer_tokens: expected };
-        let Some(chosen) = pick(self.balancing, &self.candidates, size, index as u64) else { return false };
-        let output_tokens = request.output_tokens[model];
+        let size = RequestSize { prompt_tokens: input_tokens, answer_tokens: expected };
+        let turn = pending.index as u64;
+        let Some(chosen) = pick(self.balancing, &self.candidates, size, turn) else { return false };
         let Some(at) = self.least_backlog(self.replicas[chosen].first.clone()) else { return false };
         let id = self.free.last().copied().unwrap_or(self.pending.len());
         let (replica, member) = (&mut self.replicas[chosen], &mut self.members[at]);
-        let mut engine_request = EngineRequest {
-            id: id as u64,
-            input_tokens: request.input_tokens,
-            output_tokens,
-            hash_ids: request.hash_ids.into(),
-        };
+        let mut request =
+            EngineRequest { id: id as u64, input_tokens, output_tokens, hash_ids: hash_ids.into() };
         if replica.spec.disaggregated.is_some() {
-            if replica.spec.config.admits(request.input_tokens, output_tokens).is_err() {
+            if replica.spec.config.admits(input_tokens, output_tokens).is_err() {
                 return false;
             }
-            engine_request.output_tokens = 1;
+            request.output_tokens = 1;
         }
-        if member.engine.submit(request.arrival, engine_request).is_err() {
+        if member.engine.submit(now, request).is_err() {
             return false;
         }
         if replica.spec.disaggregated.is_some() {
-            member.backlog += u64::from(request.input_tokens);
+            member.backlog += u64::from(input_tokens);
         }
         self.next[at] = member.engine.next_event().unwrap_or(SimTime::MAX);
         replica.load.in_flight += 1;
-        replica.load.waiting_prompt_tokens += u64::from(request.input_tokens);
+        replica.load.waiting_prompt_tokens += u64::from(input_tokens);
         replica.load.expected_answer_tokens += u64::from(expected);
-        let outcome = RequestOutcome {
-            model: model as u32,
-            replica: chosen as u32,
-            arrival: request.arrival,
-            input_tokens: request.input_tokens,
-            output_tokens,
-            ttft: SimTime::ZERO,
-            e2e: SimTime::ZERO,
-        };
-        let pending = Pending { index, outcome, expected };
+        pending.expected = expected;
+        pending.outside = pending.outside + replica.spec.request_time;
+        pending.outcome.replica = chosen as u32;
         if self.free.pop().is_some() {
             self.pending[id] = pending;
         } else {

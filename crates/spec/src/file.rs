@@ -132,4 +132,6 @@ pub struct QualityEntry {
     pub floor: Option<Floor>,
     /// Probability with which the floor must hold on unseen queries.
     pub confidence: Fraction,
+    /// Share of the queries that may be asked again from a better model, once a first answer is there; `None` for no cascade.
+    pub cascade: Option<Fraction>,
 }

@@ -285,11 +285,22 @@ impl Walk {
 
     fn confidence(&mut self, map: &Map<'_>) -> Option<Fraction> {
         let Some(tree) = map.get("confidence") else { return Fraction::new(0.95) };
-        self.parsed::<Fraction>(tree, "confidence", "0.95", true).filter(|value| {
+        let hint = "certainty is not to be had: give a number below 1, such as 0.95";
+        self.inside(tree, ("confidence", "0.95"), "the confidence", hint)
+    }
+
+    /// A share that is neither 0 nor 1.
+    fn inside(
+        &mut self,
+        tree: &Spanned<Tree>,
+        (key, example): (&str, &str),
+        what: &str,
+        hint: &str,
+    ) -> Option<Fraction> {
+        self.parsed::<Fraction>(tree, key, example, true).filter(|value| {
             let inside = value.get() > 0.0 && value.get() < 1.0;
             if !inside {
-                let hint = "certainty is not to be had: give a number below 1, such as 0.95";
-                self.problem(place_of(tree), "the confidence is not between 0 and 1", hint);
+                self.problem(place_of(tree), format!("{what} is not between 0 and 1"), hint);
             }
             inside
         })
@@ -668,12 +679,16 @@ fn slo_target(
 }
 
 fn quality(walk: &mut Walk, tree: &Spanned<Tree>, models: &[ModelEntry]) -> Option<QualityEntry> {
-    let map = walk.map(tree, "`quality`", &["data", "router", "floor", "confidence"]);
+    let map = walk.map(tree, "`quality`", &["data", "router", "floor", "confidence", "cascade"]);
     let data = walk.required(&map, "data", "quality.jsonl");
     let router = map.get("router").and_then(|tree| walk.scalar(tree, "router", "router.json", true));
     let floor = map.get("floor").and_then(|tree| floor(walk, tree, models));
     let confidence = walk.confidence(&map);
-    Some(QualityEntry { data: data?, router, floor, confidence: confidence? })
+    let cascade = map.get("cascade").and_then(|tree| {
+        let hint = "this is the share of the queries that may be asked twice: give one such as 3%";
+        walk.inside(tree, ("cascade", "3%"), "the share of the cascade", hint)
+    });
+    Some(QualityEntry { data: data?, router, floor, confidence: confidence?, cascade })
 }
 
 /// `0.56`, `56%` or `95% of llama-3.1-70b`.
@@ -752,6 +767,7 @@ pub fn json_schema() -> Value {
                 "router": text("a trained router; trained on `data` if left out"),
                 "floor": {"anyOf": [share, matching(format!("^\\s*{NUMBER}\\s*%?\\s*( of .+)?$"), "a score, or a share of a model's own, such as 95% of llama-3.1-70b")]},
                 "confidence": {"anyOf": [share, quantity("", "%?", "a probability, such as 95%")]},
+                "cascade": {"anyOf": [share, quantity("", "%?", "share of the queries that may be asked again from a better model once a first answer is there, such as 3%")]},
             })),
             "objective": words(&OBJECTIVES.map(|(word, _)| word)),
             "budget": money,

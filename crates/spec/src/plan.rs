@@ -8,7 +8,7 @@ pub use crate::plan_check::{InvalidPlan, Plan};
 
 use crate::catalog::{Gpu, Model, Source};
 use crate::certificate::Certificate;
-use crate::policy::{ModelPenalty, RoutingPolicy};
+use crate::policy::{CascadePolicy, ModelPenalty, RoutingPolicy};
 use crate::slo::SloTarget;
 use crate::units::{Fraction, RequestsPerSecond, UsdPerHour};
 
@@ -282,6 +282,8 @@ pub struct Routing {
     pub fallback: BTreeMap<String, Vec<String>>,
     /// What the promise of quality rests on; `None` without a floor.
     pub certificate: Option<Certificate>,
+    /// Which answers are asked for again; `None` unless the spec wants it.
+    pub cascade: Option<CascadePolicy>,
 }
 
 /// [`Routing`] as it stands in the file: `policy` names the kind, `parameters` hold the rest of it.
@@ -297,6 +299,8 @@ struct RoutingFile {
     fallback: BTreeMap<String, Vec<String>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     certificate: Option<Certificate>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cascade: Option<CascadePolicy>,
 }
 
 #[derive(Clone, Copy, Serialize, Deserialize)]
@@ -329,8 +333,8 @@ impl TryFrom<RoutingFile> for Routing {
                 return Err("a utility policy has the one parameter `penalties`".into());
             }
         };
-        let RoutingFile { router_digest, router, models, fallback, certificate, .. } = file;
-        Ok(Self { policy, router_digest, router, models, fallback, certificate })
+        let RoutingFile { router_digest, router, models, fallback, certificate, cascade, .. } = file;
+        Ok(Self { policy, router_digest, router, models, fallback, certificate, cascade })
     }
 }
 
@@ -352,6 +356,7 @@ impl From<Routing> for RoutingFile {
             models: routing.models,
             fallback: routing.fallback,
             certificate: routing.certificate,
+            cascade: routing.cascade,
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::certificate::Certificate;
 use crate::data_file::DataError;
 use crate::outcome::Outcome;
 use crate::plan::{EngineFlags, Instances, PLAN_VERSION, PlanDraft, ReplicaGroup, Role};
-use crate::policy::RoutingPolicy;
+use crate::policy::{CascadePolicy, RoutingPolicy};
 
 /// Two sums of money or shares are equal within this, for rounding.
 const ROUNDING: f64 = 1e-6;
@@ -196,6 +196,9 @@ fn check_routing(draft: &PlanDraft, problems: &mut Vec<String>) {
     if let Some(certificate) = &routing.certificate {
         check_certificate(certificate, &chosen, problems);
     }
+    if let Some(cascade) = &routing.cascade {
+        check_cascade(cascade, &chosen, problems);
+    }
     for (model, others) in &routing.fallback {
         for name in std::iter::once(model).chain(others) {
             if !draft.deployment.groups.iter().any(|group| group.model == *name) {
@@ -217,6 +220,24 @@ fn check_certificate(certificate: &Certificate, chosen: &[&str], problems: &mut 
     }
     if !reference.is_sound() || chosen.iter().any(|model| !reference.models.iter().any(|it| it == model)) {
         problems.push("the certificate's reference does not hold together".into());
+    }
+}
+
+fn check_cascade(cascade: &CascadePolicy, chosen: &[&str], problems: &mut Vec<String>) {
+    let CascadePolicy { from, to, max_share, min_gain, weights } = cascade;
+    for model in [from, to] {
+        if !chosen.contains(&model.as_str()) {
+            problems.push(format!("the cascade names `{model}`, which the policy does not have"));
+        }
+    }
+    if from == to {
+        problems.push(format!("the cascade asks `{to}` after itself"));
+    }
+    if max_share.get() <= 0.0 || max_share.get() >= 1.0 {
+        problems.push(format!("the cascade's share of {} is not between 0 and 1", max_share.get()));
+    }
+    if !weights.iter().flatten().chain([min_gain]).all(|number| number.is_finite()) {
+        problems.push("a number of the cascade is not finite".into());
     }
 }
 

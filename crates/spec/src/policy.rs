@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::units::Fraction;
+
 /// Query → model.
 ///
 /// One family: answer with the model that maximises `ŝ_m(q) − λ_m`, where `ŝ_m` is the calibrated score the model would
@@ -29,6 +31,27 @@ pub struct ModelPenalty {
     /// `λ_m`: how much better than a free model the answer must be expected to be.
     pub lambda: f64,
 }
+
+/// The second decision, once a model of the policy has answered: whether its answer is given, or the query is asked again
+/// from a better model. It is taken where an answer is not streamed, and swaps at most [`Self::max_share`] of the answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CascadePolicy {
+    /// The model whose answers are looked at.
+    pub from: String,
+    /// The model that is asked again.
+    pub to: String,
+    /// Share of all queries that are asked again, at most: what the fleet was sized for.
+    pub max_share: Fraction,
+    /// By how much the second answer must be expected to score more.
+    pub min_gain: f64,
+    /// How the scores of the first and of the second answer are expected from the first: weights of log odds, on what
+    /// `router::cascade` reads.
+    pub weights: [[f64; CASCADE_INPUTS]; 2],
+}
+
+/// What a cascade reads of an answer.
+pub const CASCADE_INPUTS: usize = 7;
 
 impl RoutingPolicy {
     /// The models that can be chosen, in order.

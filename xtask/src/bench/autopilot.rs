@@ -17,7 +17,7 @@ use boute_planner::deployment::{Effort, Goal, Limits};
 use boute_planner::mix::ScoreMix;
 use boute_planner::moving::Terms;
 use boute_planner::replan::{Answer, as_of_late, lose, replan, within_stock};
-use boute_planner::verify::simulate_fleet;
+use boute_planner::verify::{Traffic, simulate_fleet};
 use boute_planner::{Database, PlanError, Prepared, Problem, Strategy, plan};
 use boute_router::ScoredQueries;
 use boute_router::decide::Decider;
@@ -556,8 +556,8 @@ impl Week {
             known.unwrap_or_else(|| ModelShare { model: id, ..stretch.shares[0].clone() })
         };
         let shares: Vec<ModelShare> = self.spec.model_ids().into_iter().map(share).collect();
-        let run =
-            simulate_fleet(&self.spec, &stretch.deployment, &policy, &shares, &trace, Some(queries), 1.0);
+        let traffic = Traffic { trace: &trace, queries: Some(queries), stretch: 1.0 };
+        let run = simulate_fleet(&self.spec, &stretch.deployment, &policy, &shares, traffic);
         let total = (run.requests.len() as u64 + run.outcome.failed).max(1) as f64;
         let late = self.spec.slo.iter().map(|target| {
             let over = |it: &&RequestOutcome| it.metric_s(target.metric) > target.limit_s.get();

@@ -289,6 +289,7 @@ impl Maker<'_> {
                 router: None,
                 floor: None,
                 confidence: self.grid.confidence,
+                cascade: None,
             }),
             objective: boute_spec::plan::Objective::MinCost,
             budget: None,

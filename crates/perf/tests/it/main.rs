@@ -92,6 +92,18 @@ proptest! {
         prop_assert!(took >= least * (1.0 - 1e-9), "{took} s < {least} s at peak");
     }
 
+    /// What is kept of earlier steps changes nothing.
+    #[test]
+    fn a_step_takes_as_long_whatever_was_asked_before((config, replica) in replicas(), asked in prop::collection::vec(batches(), 1..8)) {
+        let decoding = |batch: &Batch| Batch { decodes: batch.decodes, decode_context: batch.decode_context, ..Batch::default() };
+        let batches = asked.iter().flat_map(|batch| [*batch, decoding(batch), Batch { decodes: batch.prefill_tokens, ..decoding(batch) }]);
+        for batch in batches.filter(|batch| batch.prefill_tokens + batch.decodes > 0) {
+            let fresh = ReplicaModel::new(&config, Calibration::builtin()).unwrap();
+            prop_assert_eq!(replica.step_time(&batch), fresh.step_time(&batch));
+            prop_assert_eq!(replica.step_time(&batch), fresh.step_time(&batch));
+        }
+    }
+
     #[test]
     fn nothing_beats_peak_bandwidth((config, replica) in replicas(), batch in batches()) {
         let shape = &config.model.shape;

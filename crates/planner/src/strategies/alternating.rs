@@ -19,7 +19,8 @@ impl Search<'_> {
         let order = self.cheapest_first(routes);
         let mut starts = vec![*order.first()?, order[order.len() / 2], *order.last()?];
         starts.dedup();
-        best(goal, starts.into_iter().filter_map(|start| self.alternate(routes, &order, limits, goal, start)))
+        let from = |start| self.alternate(routes, &order, limits, goal, start);
+        best(goal, starts.into_par_iter().filter_map(from).collect::<Vec<_>>())
     }
 
     fn alternate(

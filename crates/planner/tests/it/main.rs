@@ -3,13 +3,17 @@
 
 mod autopilot;
 mod blackbox;
+mod cascade;
 mod classical;
 mod disaggregate;
 mod explain;
 mod replan;
 
+use std::sync::atomic::AtomicBool;
+
 use boute_planner::candidates::candidates;
 use boute_planner::deployment::{Column, Effort, Goal, Limits, solve};
+use boute_planner::verify::{Traffic, broken, simulate_fleet, simulate_unless_doomed};
 use boute_planner::{
     Database, GpuOffer, PlanError, Prepared, Problem, QualityInputs, Step, Strategy, compare, plan,
 };
@@ -17,7 +21,7 @@ use boute_router::ScoredQueries;
 use boute_router::certify::FloorRule;
 use boute_spec::catalog::Catalog;
 use boute_spec::file::{Lengths, Robust};
-use boute_spec::plan::Objective;
+use boute_spec::plan::{ModelShare, Objective};
 use boute_spec::slo::{Metric, Percentile, SloTarget};
 use boute_spec::units::{Seconds, SimTime};
 use boute_spec::workload::{Query, Split, Trace, TraceRequest};
@@ -92,6 +96,7 @@ fn problem(objective: Objective) -> Problem {
         }),
         floor: Some(FloorRule::Absolute(0.55)),
         confidence: 0.95,
+        cascade: None,
         objective,
         budget: None,
         robust: Robust::NOTHING,
@@ -144,6 +149,37 @@ fn the_default_plan_keeps_every_promise_and_beats_the_baselines() {
         );
     }
     assert_eq!(cost(Strategy::Default), cost(Strategy::Exact));
+}
+
+#[test]
+fn a_simulation_is_given_up_only_if_it_breaks_a_promise() {
+    let problem = problem(Objective::MinCost);
+    let plan = plan(&problem, Strategy::Default, &Database::in_memory(), &quiet).unwrap();
+    let queries = &problem.quality.as_ref().unwrap().planning;
+    let shares: Vec<_> = problem
+        .model_ids()
+        .iter()
+        .map(|id| {
+            let own = plan.routing.models.iter().find(|share| share.model == *id);
+            ModelShare { model: id.clone(), ..own.unwrap_or(&plan.routing.models[0]).clone() }
+        })
+        .collect();
+    let (mut kept, mut given_up) = (0, 0);
+    for step in 0..16 {
+        let trace = problem.planning_trace.at_rate(6.0 + 2.0 * f64::from(step));
+        let traffic = Traffic { trace: &trace, queries: Some(queries), stretch: 1.0 };
+        let (deployment, policy) = (&plan.deployment, &plan.routing.policy);
+        let whole = simulate_fleet(&problem, deployment, policy, &shares, traffic);
+        let doomed = AtomicBool::new(false);
+        if let Some(run) = simulate_unless_doomed(&problem, deployment, policy, &shares, traffic, &doomed) {
+            assert_eq!(run, whole);
+            kept += usize::from(broken(&problem, &run).is_empty());
+        } else {
+            assert!(doomed.into_inner() && !broken(&problem, &whole).is_empty());
+            given_up += 1;
+        }
+    }
+    assert!(kept > 2 && given_up > 2, "{kept} kept, {given_up} given up");
 }
 
 #[test]

@@ -168,6 +168,11 @@ impl Scorer {
         Some(spread.tokens(*scratch.sums.get(self.models.len() + model)?))
     }
 
+    /// The median of [`Self::answer_tokens`]; 0 if training knew no lengths of that model.
+    pub fn expected_tokens(&self, scratch: &Scratch, model: usize) -> f32 {
+        self.answer_tokens(scratch, model).map_or(0.0, |quantiles| quantiles[QUANTILES.len() / 2])
+    }
+
     /// The models, in the order of the scores.
     pub fn models(&self) -> &[String] {
         &self.models
@@ -246,6 +251,7 @@ impl Scorer {
         for query in queries {
             self.score(&query.prompt, &mut scratch, &mut scores);
             scored.push(query, order.iter().map(|at| scores[*at]), scratch.novelty());
+            scored.expected_tokens.extend(order.iter().map(|at| self.expected_tokens(&scratch, *at)));
         }
         scored
     }

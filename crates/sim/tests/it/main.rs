@@ -247,6 +247,7 @@ fn requests(work: &[(u64, u32, u32)]) -> impl Iterator<Item = Request<'_>> {
             input_tokens: *input_tokens,
             output_tokens: std::slice::from_ref(output_tokens),
             hash_ids: &[],
+            again: None,
         })
     })
 }
@@ -508,6 +509,7 @@ fn a_fleet_loses_nothing_and_prefers_the_faster_replica() {
             input_tokens: 100,
             output_tokens: &[40, 30],
             hash_ids: &[],
+            again: None,
         })
         .collect();
     let policy = boute_spec::policy::RoutingPolicy::Utility {
@@ -526,4 +528,32 @@ fn a_fleet_loses_nothing_and_prefers_the_faster_replica() {
     // Without a replica of the chosen model the request is counted, not lost.
     let simulation = simulate(vec![replica(0, 1)], &decider, requests.iter().copied());
     assert_eq!((simulation.outcomes.len(), simulation.failed), (300, 100));
+}
+
+/// In a cascade the second model is asked when the first has answered, and the query's time runs from its arrival.
+#[test]
+fn a_query_that_is_asked_again_takes_both_answers() {
+    let fleet = |large: u32| {
+        let replicas = [(0, 1), (1, 2)].map(|(model, scale)| replica(model, scale, config(16, 512, 500)));
+        replicas.into_iter().take(1 + large as usize).collect::<Vec<_>>()
+    };
+    let request = |again, at: u64| Request {
+        arrival: SimTime(at),
+        scores: &[],
+        input_tokens: 100,
+        output_tokens: &[40, 30],
+        hash_ids: &[],
+        again,
+    };
+    let run = |fleet, model, again, at| {
+        let simulation = simulate(fleet, &Decider::Constant(model), [request(again, at)]);
+        assert_eq!((simulation.outcomes.len(), simulation.failed), (1, 0));
+        simulation.outcomes[0]
+    };
+    let (first, second) = (run(fleet(1), 0, None, 7), run(fleet(1), 1, None, 7));
+    let both = run(fleet(1), 0, Some(1), 7);
+    assert_eq!((both.model, both.output_tokens, both.arrival), (1, 30, SimTime(7)));
+    assert_eq!((both.ttft, both.e2e), (first.e2e + second.ttft, first.e2e + second.e2e));
+    // Where the second is gone, the first answer stands.
+    assert_eq!(run(fleet(0), 0, Some(1), 7), first);
 }

@@ -1,7 +1,7 @@
 //! How good the predictions and the policies are.
 
 use boute_router::baselines::{nearest, pairwise};
-use boute_router::cascade::{Answer, Cascade};
+use boute_router::cascade::{Answer, Heads};
 use boute_router::eval::{
     Ranking, advantages, auc, gains, policy_point, ranking, report as judge, resamples, weakest_and_strongest,
 };
@@ -345,29 +345,16 @@ fn area(rows: &[usize], keys: &[f64], gains: &[f64], costs: &[f64]) -> f64 {
 pub(super) fn cascade(set: &Set, report: &mut Report) {
     let Some((small, large)) = weakest_and_strongest(&set.test) else { return };
     let answers = |split| -> Vec<Answer> {
-        let mut scratch = Scratch::default();
-        let mut scores = vec![0.0; set.data.models.len()];
-        set.data
-            .split(split)
-            .map(|query| {
-                set.scorer.score(&query.prompt, &mut scratch, &mut scores);
-                let expected = set.scorer.answer_tokens(&scratch, small).map_or(0.0, |tokens| tokens[3]);
-                Answer {
-                    small: scores[small],
-                    large: scores[large],
-                    tokens: query.output_tokens[small],
-                    expected_tokens: expected,
-                    mean_log_probability: 0.0,
-                }
-            })
-            .collect()
+        let queries = set.scorer.score_queries(&set.data.models, set.data.split(split));
+        let answer = |query| Answer::of(&queries, query, [small, large]);
+        (0..queries.len()).map(|query| answer(query).expect("all lengths are recorded")).collect()
     };
     let scores: Vec<(f32, f32)> =
         set.data.split(Split::Validation).map(|query| (query.scores[small], query.scores[large])).collect();
-    let Some(cascade) = Cascade::train(&answers(Split::Validation), &scores, 0) else { return };
-    let decided: Vec<(f32, f32)> = answers(Split::Test).iter().map(|answer| cascade.scores(answer)).collect();
+    let Some(heads) = Heads::train(&answers(Split::Validation), &scores, 0) else { return };
+    let decided: Vec<[f32; 2]> = answers(Split::Test).iter().map(|answer| heads.scores(answer)).collect();
     let gains = gains(&set.test, small, large);
-    let keys: Vec<f64> = decided.iter().map(|(small, large)| f64::from(large - small)).collect();
+    let keys: Vec<f64> = decided.iter().map(|[small, large]| f64::from(large - small)).collect();
     let drawn = resamples(&gains, &[&keys, &advantages(&set.test, small, large)]);
     let gain = interval(
         ranking(&gains, &keys).apgr - ranking(&gains, &advantages(&set.test, small, large)).apgr,
@@ -376,7 +363,7 @@ pub(super) fn cascade(set: &Set, report: &mut Report) {
     let pairs: Vec<(f64, f64)> = decided
         .iter()
         .enumerate()
-        .map(|(query, (own, _))| (f64::from(*own), set.test.actual(query, small)))
+        .map(|(query, [own, _])| (f64::from(*own), set.test.actual(query, small)))
         .collect();
     report.note(&format!(
         "  cascade on the length of the small model's answer: APGR {:.3}, AUC {:.3}",
