@@ -46,23 +46,26 @@ const GROWTH_PER_DAY: f64 = 1.02;
 /// Standard deviation of the noise on an interval's rate.
 const NOISE: f64 = 0.04;
 /// Length of an interval; of a stretch with one fleet at most this much is simulated.
-const INTERVAL_S: u64 = 900;
-const PER_DAY: u64 = 86_400 / INTERVAL_S;
+pub(super) const INTERVAL_S: u64 = 900;
+pub(super) const PER_DAY: u64 = 86_400 / INTERVAL_S;
 const SIMULATED_S: f64 = 240.0;
 /// Fewest requests of a simulation, so that a 95th percentile means something.
 const FEWEST_REQUESTS: f64 = 600.0;
 /// Days before the week that the autopilot has seen.
-const SEEN_DAYS: u64 = 1;
+pub(super) const SEEN_DAYS: u64 = 1;
 /// The autoscaler: utilisation aimed at, tolerance, intervals of stabilisation before it scales down, seconds to ready.
 const TARGET: f64 = 0.7;
 const TOLERANCE: f64 = 0.1;
 const STABILISATION: usize = 2;
-const READY_S: f64 = 250.0;
+pub(super) const READY_S: f64 = 250.0;
 
-pub(crate) fn run(small: bool, report: &mut Report) -> Result<(), String> {
+/// The week that is judged; others are for choosing rules.
+const SEED: u64 = 7;
+
+pub(crate) fn run(small: bool, seed: Option<u64>, report: &mut Report) -> Result<(), String> {
     let example = paper_like_problem()?;
     replan_times(small, &example, report)?;
-    let mut week = Week::new(if small { 2 } else { 7 }, example)?;
+    let mut week = Week::new(if small { 2 } else { 7 }, seed.unwrap_or(SEED), example)?;
     let database = Database::in_memory();
     let peak = week.static_plan(week.rates.values().copied().fold(0.0, f64::max), &database)?;
     let mean = week.static_plan(week.rates.values().sum::<f64>() / week.rates.len() as f64, &database)?;
@@ -79,6 +82,7 @@ pub(crate) fn run(small: bool, report: &mut Report) -> Result<(), String> {
     }
     week.lose_half_of(&peak);
     let flown = week.fly(&peak, &database)?;
+    let attributed = week.attributed(&flown.stretches, &database)?;
     let runs = [
         ("static, mean rate", week.stays(&mean)),
         ("static, peak rate", week.stays(&peak)),
@@ -87,14 +91,19 @@ pub(crate) fn run(small: bool, report: &mut Report) -> Result<(), String> {
     ];
     let scores = week.scores("all events", &runs);
     let [_, peak, _, autopilot] = &scores[..] else { unreachable!("four runs") };
-    let least = week.least_rent(&database)?;
+    let [least, ..] = attributed;
     println!("{:<22} {least:>8.2}", "least, by the table");
     report.at_most("autopilot: rent against the static peak-rate plan's", autopilot.usd / peak.usd, 0.75);
     report.note(&format!(
-        "  the least possible, with free moves and perfect foresight: {:.3}; the autopilot's is {:.2} times that",
+        "  the least possible, with free moves and perfect foresight: {:.3}; the autopilot's is {:.2} times that,",
         least / peak.usd,
         autopilot.usd / least,
     ));
+    let why = ["few moves", "rates planned for", "whole replicas that stand more", "two fleets while moving"];
+    let parts = why.iter().zip(attributed.windows(2));
+    let parts: Vec<String> =
+        parts.map(|(why, usd)| format!("{why} {:+.3}", (usd[1] - usd[0]) / least)).collect();
+    report.note(&format!("    of it: {}", parts.join(", ")));
     report.at_least(
         "  requests in time, worst promise, less the static plan's",
         autopilot.in_time - peak.in_time.min(week.promised()),
@@ -165,6 +174,32 @@ fn harder_of(queries: &ScoredQueries) -> ScoredQueries {
     })
 }
 
+/// Requests per second by interval, from [`SEEN_DAYS`] before the week on.
+pub(super) fn rates(days: u64, seed: u64) -> BTreeMap<u64, f64> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let intervals = (SEEN_DAYS + days) * PER_DAY;
+    let mut rates: BTreeMap<u64, f64> = (0..intervals)
+        .map(|interval| {
+            let (day, hour) = (interval / PER_DAY, interval % PER_DAY * 24 / PER_DAY);
+            let next = PATTERN[(hour as usize + 1) % 24];
+            let part = (interval % PER_DAY * 24 % PER_DAY) as f64 / PER_DAY as f64;
+            let usual = PATTERN[hour as usize] * (1.0 - part) + next * part;
+            let week = if day % 7 >= 5 { WEEKEND } else { 1.0 };
+            let noise = 1.0 + NOISE * (2.0 * rng.random::<f64>() - 1.0) * 3.0_f64.sqrt();
+            (interval, BASE_RATE * usual * week * GROWTH_PER_DAY.powi(day as i32) * noise)
+        })
+        .collect();
+    // A burst every other day, for up to an hour, of 1.2 to 1.4 times the rate.
+    for day in (0..days).step_by(2).map(|day| SEEN_DAYS + day) {
+        let first = day * PER_DAY + rng.random_range(28..88);
+        let factor = rng.random_range(1.2..1.4);
+        for interval in first..first + rng.random_range(1..5) {
+            rates.entry(interval).and_modify(|rate| *rate *= factor);
+        }
+    }
+    rates
+}
+
 /// What happens in the week.
 struct Week {
     spec: Problem,
@@ -185,7 +220,10 @@ struct Stretch {
     deployment: Deployment,
     policy: RoutingPolicy,
     shares: Vec<ModelShare>,
-    /// Rent per hour of all that runs, also what does not answer yet.
+    /// Rate that the plan is for.
+    rate: f64,
+    /// Rent per hour of its fleet, and of all that runs, also what does not answer yet.
+    fleet_usd_per_hour: f64,
     usd_per_hour: f64,
 }
 
@@ -203,30 +241,10 @@ struct Flown {
 }
 
 impl Week {
-    fn new(days: u64, example: Problem) -> Result<Self, String> {
+    fn new(days: u64, seed: u64, example: Problem) -> Result<Self, String> {
         let mut spec = Problem { budget: None, ..example };
         spec.offers.iter_mut().for_each(|offer| offer.stock = offer.stock.map(|stock| 2 * stock));
-        let mut rng = ChaCha8Rng::seed_from_u64(7);
-        let intervals = (SEEN_DAYS + days) * PER_DAY;
-        let mut rates: BTreeMap<u64, f64> = (0..intervals)
-            .map(|interval| {
-                let (day, hour) = (interval / PER_DAY, interval % PER_DAY * 24 / PER_DAY);
-                let next = PATTERN[(hour as usize + 1) % 24];
-                let part = (interval % PER_DAY * 24 % PER_DAY) as f64 / PER_DAY as f64;
-                let usual = PATTERN[hour as usize] * (1.0 - part) + next * part;
-                let week = if day % 7 >= 5 { WEEKEND } else { 1.0 };
-                let noise = 1.0 + NOISE * (2.0 * rng.random::<f64>() - 1.0) * 3.0_f64.sqrt();
-                (interval, BASE_RATE * usual * week * GROWTH_PER_DAY.powi(day as i32) * noise)
-            })
-            .collect();
-        // A burst every other day, for up to an hour, of 1.2 to 1.4 times the rate.
-        for day in (0..days).step_by(2).map(|day| SEEN_DAYS + day) {
-            let first = day * PER_DAY + rng.random_range(28..88);
-            let factor = rng.random_range(1.2..1.4);
-            for interval in first..first + rng.random_range(1..5) {
-                rates.entry(interval).and_modify(|rate| *rate *= factor);
-            }
-        }
+        let rates = rates(days, seed);
         let quality = spec.quality.as_ref().ok_or("no quality data")?;
         let harder = [harder_of(&quality.planning), harder_of(&quality.held_out)];
         Ok(Self { spec, requests: chat_requests()?, days, rates, harder, lost: BTreeMap::new() })
@@ -322,10 +340,13 @@ impl Week {
             })
             .sum()
         };
+        let deployment = within_stock(&plan.deployment, &prices);
         Stretch {
             interval,
             seconds,
-            deployment: within_stock(&plan.deployment, &prices),
+            rate: plan.predicted.rate.get(),
+            fleet_usd_per_hour: usd(&deployment),
+            deployment,
             policy: plan.routing.policy.clone(),
             shares: plan.routing.models.clone(),
             usd_per_hour: usd(&within_stock(paid, &prices)),
@@ -548,21 +569,19 @@ impl Week {
         (rate * stretch.seconds, late.collect(), run.outcome.quality.unwrap_or_default(), best * 0.85)
     }
 
-    /// The least mean rent per hour: of fleets that are changed every interval at no cost by one who knows all that comes, as the planner's
-    /// table bounds them from below, with nothing more to stand.
-    fn least_rent(&self, database: &Database) -> Result<f64, String> {
-        let all = SEEN_DAYS * PER_DAY..self.end();
-        let count = all.clone().count() as f64;
-        let mut alike: BTreeMap<String, Vec<u64>> = BTreeMap::new();
-        for interval in all {
-            let now = self.priced(interval).offers[1].usd_per_gpu_hour;
-            let (longer, harder) = (self.stretch(interval), self.is_harder(interval));
-            let key = format!("{now} {:?} {longer} {harder}", self.lost(interval));
-            alike.entry(key).or_default().push(interval);
+    /// The least rents per hour at rates in intervals: of fleets that are changed at no cost by one who knows all that comes, as the
+    /// planner's table bounds them from below, with nothing more to stand. `None` where no fleet is enough.
+    fn least_rents(&self, wanted: &[(u64, f64)], database: &Database) -> Result<Vec<Option<f64>>, String> {
+        let mut alike: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+        for (at, (interval, _)) in wanted.iter().enumerate() {
+            let now = self.priced(*interval).offers[1].usd_per_gpu_hour;
+            let (longer, harder) = (self.stretch(*interval), self.is_harder(*interval));
+            let key = format!("{now} {:?} {longer} {harder}", self.lost(*interval));
+            alike.entry(key).or_default().push(at);
         }
-        let mut sum = 0.0;
-        for intervals in alike.values() {
-            let first = intervals[0];
+        let mut least = vec![None; wanted.len()];
+        for all in alike.values() {
+            let first = wanted[all[0]].0;
             let recent = if self.stretch(first) > 1.0 { self.recent(first + 1) } else { Vec::new() };
             let mut problem = as_of_late(&self.priced(first), &recent, self.spec.rate);
             if let Some(quality) = problem.quality.as_mut().filter(|_| self.is_harder(first)) {
@@ -571,23 +590,46 @@ impl Week {
             lose(&mut problem, &self.lost(first));
             let prepared = Prepared::new(&problem, database, &quiet).map_err(|error| error.to_string())?;
             let search = prepared.search();
-            let mut known: BTreeMap<i64, f64> = BTreeMap::new();
-            for interval in intervals {
-                // Rates within a twentieth of each other are one, the lower.
-                let step = (self.rates[interval].ln() * 20.0).floor();
-                if let Some(bound) = known.get(&(step as i64)) {
-                    sum += bound;
-                    continue;
-                }
-                let limits = search.limits((step / 20.0).exp());
+            let bound_at = |rate: f64| {
+                let limits = search.limits(rate);
                 let limits = Limits { margins: vec![1.0; limits.margins.len()], ..limits };
                 let swept = search.sweep(prepared.routes(), &limits, Goal::Cost, Effort::Proof, &quiet);
-                let (_, bound) = swept.ok_or("no fleet for an interval")?;
-                known.insert(step as i64, bound);
-                sum += bound;
+                swept.map(|(_, bound)| bound)
+            };
+            let mut known: BTreeMap<i64, Option<f64>> = BTreeMap::new();
+            for at in all {
+                // Rates within a twentieth of each other are one, the lower.
+                let step = (wanted[*at].1.ln() * 20.0).floor();
+                least[*at] = *known.entry(step as i64).or_insert_with(|| bound_at((step / 20.0).exp()));
             }
         }
-        Ok(sum / count)
+        Ok(least)
+    }
+
+    /// Where the rent of a flown week goes, mean $/h: the least for what came; for the highest that came while one plan ran; for the
+    /// rates that plans are for; their fleets; all that was paid.
+    fn attributed(&self, stretches: &[Stretch], database: &Database) -> Result<[f64; 5], String> {
+        let highest = stretches.chunk_by(|a, b| a.rate == b.rate).flat_map(|segment| {
+            let rates = segment.iter().map(|stretch| self.rates[&stretch.interval]);
+            std::iter::repeat_n(rates.fold(0.0, f64::max), segment.len())
+        });
+        let wanted: Vec<(u64, f64)> = stretches
+            .iter()
+            .zip(highest)
+            .flat_map(|(it, highest)| {
+                [self.rates[&it.interval], highest, it.rate].map(|rate| (it.interval, rate))
+            })
+            .collect();
+        let least = self.least_rents(&wanted, database)?;
+        let hours: f64 = stretches.iter().map(|stretch| stretch.seconds / 3600.0).sum();
+        let mut sums = [0.0; 5];
+        for (stretch, least) in stretches.iter().zip(least.chunks(3)) {
+            // What was planned before GPUs were lost is bounded by nothing while they are.
+            let bound = |at: usize| least[at].unwrap_or(stretch.fleet_usd_per_hour);
+            let usd = [bound(0), bound(1), bound(2), stretch.fleet_usd_per_hour, stretch.usd_per_hour];
+            sums.iter_mut().zip(usd).for_each(|(sum, usd)| *sum += usd * stretch.seconds / 3600.0 / hours);
+        }
+        Ok(sums)
     }
 
     /// What each of several fleets does, and a table of it.

@@ -14,6 +14,7 @@ use boute_perf::{Calibration, ReplicaConfig, ReplicaModel, StepTime, default_eng
 use boute_spec::catalog::Catalog;
 
 mod autopilot;
+mod autopilot_rates;
 mod mobo;
 mod perf;
 mod picture;
@@ -51,8 +52,13 @@ pub(crate) fn run(arguments: &[&str]) -> ExitCode {
                 return ExitCode::FAILURE;
             }
         }
-        ["autopilot", ..] => {
-            if let Err(message) = autopilot::run(small, &mut report) {
+        ["autopilot", "rates"] => {
+            autopilot_rates::run();
+            return ExitCode::SUCCESS;
+        }
+        ["autopilot", arguments @ ..] => {
+            let seed = arguments.iter().find_map(|argument| argument.parse().ok());
+            if let Err(message) = autopilot::run(small, seed, &mut report) {
                 eprintln!("{message}");
                 return ExitCode::FAILURE;
             }
