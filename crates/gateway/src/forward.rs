@@ -75,10 +75,15 @@ impl Inner {
         let text = peek.text(asked.endpoint)?;
         let routes = self.routes();
         let turn = header_text(&parts.headers, &SESSION).map(|session| self.turn_of(session, &asked));
+        let embedding = match routes.encoder(&name) {
+            Some(encoder) => self.embedding.of(&text.text, encoder).await,
+            None => None,
+        };
         let choice = routes.choose(&Query {
             asked: &name,
             endpoint: asked.endpoint,
             text: &text.text,
+            embedding: embedding.as_deref(),
             headers: &parts.headers,
             turn: turn.as_ref(),
             draw: self.draw(),

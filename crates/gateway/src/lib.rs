@@ -12,6 +12,7 @@ mod credentials;
 mod dashboard;
 mod decisions;
 mod discovery;
+mod embedding;
 pub mod emulate;
 mod endpoints;
 pub mod engine_metrics;

@@ -10,6 +10,7 @@ use boute_router::balance::Balancing;
 use boute_router::decide::{
     Decider, UnknownModel, cheapest_reaching, dearest_if_better, explore, in_session,
 };
+use boute_router::encoder::Encode;
 use boute_router::{Scorer, Scratch};
 use boute_spec::certificate::Certificate;
 use boute_spec::plan::PlanDraft;
@@ -175,6 +176,8 @@ pub(crate) struct Query<'a> {
     pub(crate) asked: &'a str,
     pub(crate) endpoint: Endpoint,
     pub(crate) text: &'a str,
+    /// Of the text, if the scorer reads it and it was made in time.
+    pub(crate) embedding: Option<&'a [f32]>,
     pub(crate) headers: &'a HeaderMap,
     /// The session it belongs to, if any.
     pub(crate) turn: Option<&'a Turn>,
@@ -326,6 +329,13 @@ impl Routes {
         auto.chain(aliases).chain(self.models.iter().map(|model| &*model.name)).collect()
     }
 
+    /// What makes the embedding that is needed to choose who answers a request for `asked`, if one is.
+    pub(crate) fn encoder(&self, asked: &str) -> Option<&Arc<dyn Encode>> {
+        let name = self.aliases.get(asked).map_or(asked, String::as_str);
+        let needed = is_auto(name) && !self.models.iter().any(|model| &*model.name == name);
+        self.scorer.as_ref().filter(|_| needed)?.encoder()
+    }
+
     /// The model that answers.
     pub(crate) fn choose(&self, query: &Query<'_>) -> Result<Choice, Failure> {
         let target = self.aliases.get(query.asked).map(String::as_str);
@@ -365,20 +375,24 @@ impl Routes {
         SCORES.with_borrow_mut(|(scratch, scores)| {
             scores.clear();
             scores.resize(self.scored.len(), 0.0);
+            let mut late = false;
             if let Some(scorer) = &self.scorer {
-                scorer.score(query.text, scratch, scores);
+                scorer.score_embedded(&[query.text], query.embedding, scratch, scores);
+                late = scorer.encoder().is_some() && query.embedding.is_none();
             }
             let chosen = if let Some(threshold) = threshold {
                 dearest_if_better(scores, &rest(), threshold)
                     .and_then(|score| self.chosen(score, "threshold"))
             } else if let Some(floor) = floor {
                 cheapest_reaching(scores, &rest(), floor).and_then(|score| self.chosen(score, "floor"))
+            } else if late {
+                self.without_embedding(decider, scores, affordable)
             } else {
                 self.watch(query, scores, scratch.novelty());
                 self.by_policy(decider, query, scores, affordable)
             };
             let Some((score, choice)) = chosen else { return Err(self.too_dear()) };
-            let score = self.scorer.is_some().then(|| scores[score]);
+            let score = (self.scorer.is_some() && !late).then(|| scores[score]);
             Ok(Choice { score, threshold: threshold.or(floor), ..choice })
         })
     }
@@ -395,6 +409,19 @@ impl Routes {
             let key = query.turn.map_or_else(|| key_of(query.text), |turn| turn.key);
             watch.watched.observe(key, order.iter().map(|at| scores[*at]), novelty);
         }
+    }
+
+    /// The safe model where half of an ensemble is all there is: neither was that certified nor is it watched. Later turns of
+    /// a session do not keep to it.
+    fn without_embedding(
+        &self,
+        decider: &Decider,
+        scores: &[f32],
+        affordable: impl Fn(usize) -> bool + Copy,
+    ) -> Option<(usize, Choice)> {
+        let safe = self.watch.as_ref().map(|watch| watch.safe).filter(|safe| affordable(*safe));
+        let best = || decider.decide_among(scores, affordable).map(|decision| decision.model);
+        self.chosen(safe.or_else(best)?, "late embedding")
     }
 
     /// The score and the model that the policy decides on, unless its certificate is void, the session had a better model, or

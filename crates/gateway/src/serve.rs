@@ -17,6 +17,7 @@ use crate::affinity::Affinity;
 use crate::credentials::{UpstreamKeys, UpstreamTls};
 use crate::decisions::DecisionLog;
 use crate::discovery::Fleet;
+use crate::embedding::Embedding;
 use crate::http::{ClientLimits, serve};
 use crate::keys::Keys;
 use crate::kubernetes::{Cluster, KubernetesApi};
@@ -107,6 +108,7 @@ pub(crate) struct Inner {
     pub(crate) admission: Arc<Admission>,
     pub(crate) affinity: Affinity,
     pub(crate) quality: Quality,
+    pub(crate) embedding: Embedding,
     /// The model that last answered each session.
     pub(crate) sessions: Mutex<Recent<Arc<str>>>,
     pub(crate) lots: RandomState,
@@ -158,6 +160,7 @@ impl Gateway {
             admission: Admission::new(settings.limits.admission),
             affinity: Affinity::default(),
             quality: Quality::default(),
+            embedding: Embedding::default(),
             sessions: Mutex::new(Recent::new(SESSIONS)),
             lots: RandomState::new(),
             drawn: AtomicU64::new(0),
