@@ -157,7 +157,7 @@ mod tests {
             spent
         };
         assert_eq!(spent(&mut budget, 1000, 1), 50, "who wants all gets the share");
-        assert_eq!(spent(&mut budget, 1000, 100), 10, "who wants less gets it");
+        assert_eq!(spent(&mut budget, 1000, 100), 9, "who wants less gets it, but before anything is saved");
         assert_eq!(spent(&mut budget, 1000, 1), 59, "what was left is kept, but no more than ten");
     }
 
