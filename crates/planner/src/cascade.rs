@@ -41,7 +41,8 @@ pub(crate) fn of(problem: &Problem, policy: &RoutingPolicy) -> Option<CascadePol
     gains.truncate((share * queries.len() as f64) as usize);
     let &(min_gain, _) = gains.last()?;
     // Differences of scores, from [−1, 1] to [0, 1].
-    let better = |(_, query): &(f32, usize)| (1.0 + queries.actual(*query, to) - queries.actual(*query, from)) / 2.0;
+    let better =
+        |(_, query): &(f32, usize)| (1.0 + queries.actual(*query, to) - queries.actual(*query, from)) / 2.0;
     let no_worse = lower_bound(&gains.iter().map(better).collect::<Vec<f64>>(), 1.0 - problem.confidence);
     if no_worse < 0.5 {
         return None;

@@ -48,7 +48,9 @@ fn the_larger_model_is_sized_for_second_answers() {
     let rate = plan.predicted.rate.get();
     let (small, large) = (share("llama-3.1-8b"), share("llama-3.1-70b"));
     assert!((rate_of(&plan, "llama-3.1-8b") / (small * rate) - 1.0).abs() < 1e-6);
-    assert!((rate_of(&plan, "llama-3.1-70b") / ((large + cascade.max_share.get()) * rate) - 1.0).abs() < 1e-6);
+    assert!(
+        (rate_of(&plan, "llama-3.1-70b") / ((large + cascade.max_share.get()) * rate) - 1.0).abs() < 1e-6
+    );
     assert!(plan.verification.passed);
     assert_eq!(Plan::parse("plan.json", &plan.to_json_pretty()), Ok(plan));
 }
