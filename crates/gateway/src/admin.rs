@@ -216,6 +216,9 @@ impl Inner {
             "Requests that two replicas were asked at once, by which answered.",
         );
         self.hedges.write(&mut out, name, "winner");
+        let name = "boute_cascade_total";
+        describe(&mut out, name, "counter", "Answers that a cascade looked at, by what became of them.");
+        self.cascades.write(&mut out, name, "outcome");
         let name = "boute_errors_total";
         describe(&mut out, name, "counter", "Requests that the gateway answered with an error, by code.");
         self.errors.write(&mut out, name, "error_type");

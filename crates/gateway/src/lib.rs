@@ -5,6 +5,7 @@ mod admission;
 mod affinity;
 mod attempt;
 pub mod bench;
+mod cascade;
 mod certificate;
 mod checks;
 pub mod client;

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 
 use boute_router::balance::Balancing;
+use boute_router::cascade::{Answer, Cascade};
 use boute_router::decide::{
     Decider, UnknownModel, cheapest_reaching, dearest_if_better, explore, in_session,
 };
@@ -14,9 +15,10 @@ use boute_router::encoder::Encode;
 use boute_router::{Scorer, Scratch};
 use boute_spec::certificate::Certificate;
 use boute_spec::plan::PlanDraft;
-use boute_spec::policy::RoutingPolicy;
+use boute_spec::policy::{CascadePolicy, RoutingPolicy};
 use hyper::header::{HeaderMap, HeaderName};
 
+use crate::cascade::Doubt;
 use crate::certificate::{Watched, WhenVoid};
 use crate::credentials::UpstreamKeys;
 use crate::discovery;
@@ -59,7 +61,9 @@ pub struct RoutesConfig {
     pub plan: Option<Arc<PlanDraft>>,
     /// What the policy's promise of quality rests on, if it makes one.
     pub certificate: Option<Certificate>,
-    /// What becomes of `auto` when that is void.
+    /// Which answers are asked for again, if any.
+    pub cascade: Option<CascadePolicy>,
+    /// What becomes of `auto` when the certificate is void.
     pub when_void: WhenVoid,
     /// Share of the queries for which the policy's models are drawn by lot.
     pub explore: f64,
@@ -107,6 +111,7 @@ impl RoutesConfig {
             usd_per_million_tokens: model_prices(plan),
             plan: Some(Arc::new(plan.clone())),
             certificate: plan.routing.certificate.clone(),
+            cascade: plan.routing.cascade.clone(),
             ..Self::default()
         }
     }
@@ -156,6 +161,7 @@ pub(crate) struct Routes {
     /// Of each score: how many models are worse by their mean score.
     rank: Vec<usize>,
     pub(crate) watch: Option<Watch>,
+    pub(crate) cascade: Option<Cascade>,
     when_void: WhenVoid,
     explore: f64,
 }
@@ -207,6 +213,8 @@ pub(crate) struct Choice {
     pub(crate) propensity: Option<f64>,
     /// Whose promise the answer is part of: the policy alone decided.
     pub(crate) certificate: Option<Weak<Watched>>,
+    /// Of an answer that may be asked for again.
+    pub(crate) doubt: Option<Doubt>,
     /// Whether the next turn of the session is to know of it.
     pub(crate) sticks: bool,
 }
@@ -221,6 +229,7 @@ impl Choice {
             reason: reason.into(),
             propensity: None,
             certificate: None,
+            doubt: None,
             sticks: false,
         }
     }
@@ -306,6 +315,7 @@ impl Routes {
             cheapest_first,
             rank,
             watch,
+            cascade: config.cascade.and_then(|cascade| Cascade::new(&cascade, &scores)),
             when_void: config.when_void,
             explore: config.explore,
         };
@@ -392,14 +402,29 @@ impl Routes {
                 self.by_policy(decider, query, scores, affordable)
             };
             let Some((score, choice)) = chosen else { return Err(self.too_dear()) };
+            let doubt = self.doubt(score, &choice, scores, scratch);
             let score = (self.scorer.is_some() && !late).then(|| scores[score]);
-            Ok(Choice { score, threshold: threshold.or(floor), ..choice })
+            Ok(Choice { score, threshold: threshold.or(floor), doubt, ..choice })
         })
     }
 
     /// The model of a score, if it is served, as a choice.
     fn chosen(&self, score: usize, reason: &'static str) -> Option<(usize, Choice)> {
         Some((score, Choice::of(self.scored[score]?, reason)))
+    }
+
+    /// What the cascade needs to know of an answer of `score`'s model, if it looks at such.
+    fn doubt(&self, score: usize, choice: &Choice, scores: &[f32], scratch: &Scratch) -> Option<Doubt> {
+        let (cascade, scorer) = (self.cascade.as_ref()?, self.scorer.as_ref()?);
+        let [first, second] = cascade.models;
+        let answer = Answer {
+            first: scores[first],
+            second: scores[second],
+            tokens: 0,
+            expected_tokens: scorer.expected_tokens(scratch, first),
+        };
+        let looked_at = score == first && choice.reason == "policy";
+        Some(Doubt { answer, second: self.scored[second]? }).filter(|_| looked_at)
     }
 
     /// The certificate's monitor sees what the policy is asked.

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime};
 
+use boute_router::cascade::Budget;
 use boute_router::monitor::Alarm;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -121,6 +122,8 @@ pub(crate) struct Inner {
     pub(crate) stopping: AtomicBool,
     pub(crate) retries: CounterOf,
     pub(crate) hedges: CounterOf,
+    pub(crate) second_answers: Mutex<Budget>,
+    pub(crate) cascades: CounterOf,
     pub(crate) errors: CounterOf,
     pub(crate) plan_swaps: Counter,
     pub(crate) failed_lookups: Counter,
@@ -175,6 +178,8 @@ impl Gateway {
             stopping: AtomicBool::new(false),
             retries: CounterOf::default(),
             hedges: CounterOf::default(),
+            second_answers: Mutex::default(),
+            cascades: CounterOf::default(),
             errors: CounterOf::default(),
             plan_swaps: Counter::default(),
             failed_lookups: Counter::default(),

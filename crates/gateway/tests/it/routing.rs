@@ -17,7 +17,7 @@ use crate::engine::{Engine, Mood};
 use crate::{Answer, CHAT, Running, SPEED, ask, constant, gateway, limits, send, send_with, upstream};
 
 /// Knows that the small model fails at hard questions, and the large one at none.
-fn scorer(encoder: Option<Arc<dyn Encode>>) -> Scorer {
+pub(crate) fn scorer(encoder: Option<Arc<dyn Encode>>) -> Scorer {
     let queries = (0..400).map(|number| {
         let hard = number % 2 == 1;
         Query {
@@ -267,4 +267,24 @@ async fn load_by_others_is_seen() {
     }
     assert_eq!(idle.requests(), 5);
     direct.abort();
+}
+
+/// An engine that fails requests and passes its health checks is known to be well again by a request alone.
+#[tokio::test]
+async fn a_model_comes_back_from_its_fallback() {
+    let (gateway, _small, large) = two_models().await;
+    large.set(Mood::Status(500));
+    let ask = || send(gateway.address, "POST", CHAT, question("large", "hi"));
+    for _ in 0..3 {
+        assert_eq!(ask().await.status, StatusCode::INTERNAL_SERVER_ERROR);
+    }
+    assert_eq!(header(&ask().await, "x-boute-reason"), "fallback from large");
+    large.set(Mood::Good);
+    for _ in 0..100 {
+        if header(&ask().await, "x-boute-model") == "large" {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    panic!("well again, and not asked");
 }
