@@ -10,6 +10,8 @@ grep -q "^## $version" CHANGELOG.md || { echo "CHANGELOG.md has no heading \"## 
 [ -z "$(git status --porcelain)" ] || { echo "there are changes that are not committed" >&2; exit 1; }
 command -v maturin > /dev/null || { echo "maturin is not here: pip install maturin" >&2; exit 1; }
 
+# Line tables for backtraces would make the archives three times as large.
+export CARGO_PROFILE_RELEASE_DEBUG=false
 host="$(rustc -vV | sed -n 's/^host: //p')"
 static="$(uname -m)-unknown-linux-musl"
 

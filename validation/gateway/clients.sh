@@ -1,7 +1,7 @@
 #!/bin/sh
 # Real clients through the gateway to two real engines: openai-python, LangChain, openai-node and curl, unmodified, against
 # llama.cpp's server with two models of random weights and different size; and the conformance suite llm-comply, against an
-# engine that conforms (llama.cpp leaves out required keys).
+# engine that conforms (llama.cpp leaves out required keys). Two models are ones that their engines know by other names.
 # Needs python3 with venv, and curl; node and npm for openai-node, which is left out with a word where they are absent.
 # Clients and engines come from PyPI and npm, in the versions named here, into a folder that goes afterwards; a FOLDER that is
 # named is kept and used again (500 MB).
@@ -54,7 +54,7 @@ serve() {
   echo "FAIL  $1 did not start:"; cat "$log"; exit 1
 }
 ports="$("$python" -c 'import socket
-sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(5)]
+sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(6)]
 print(*(socket.getsockname()[1] for socket in sockets))')"
 # shellcheck disable=SC2086
 set -- $ports
@@ -62,12 +62,15 @@ engine="$here/../../examples/llama_cpp_engine.py"
 serve small "http://127.0.0.1:$1" "$python" "$engine" "$folder/small" "$1" 2
 serve large "http://127.0.0.1:$2" "$python" "$engine" "$folder/large" "$2" 8
 serve exact "http://127.0.0.1:$5" "$python" "$here/conforming_engine.py" "$5"
+serve own-name "http://127.0.0.1:$6" "$python" "$here/conforming_engine.py" "$6" 'vendor/"8b"'
 url="http://127.0.0.1:$3"
 serve boute "$url" "$boute" serve --replica "small=http://127.0.0.1:$1" --replica "large=http://127.0.0.1:$2" \
   --replica "exact=http://127.0.0.1:$5" \
+  --replica "renamed=http://127.0.0.1:$6#vendor/\"8b\"" --replica "renamed-llama=http://127.0.0.1:$1#$folder/small/model.gguf" \
   --alias gpt-4o=large --listen "127.0.0.1:$3" --admin "127.0.0.1:$4" --decisions "$folder/decisions.jsonl"
 
 "$python" "$here/clients.py" "$url/v1"
+"$python" "$here/renamed.py" "$url/v1"
 if [ -n "$node" ]; then (cd "$folder" && node clients.mjs "$url/v1"); else echo "skip  openai-node: no node or npm here"; fi
 stream="$(curl -sN "$url/v1/chat/completions" -H 'content-type: application/json' \
   -d '{"model":"small","stream":true,"max_tokens":4,"messages":[{"role":"user","content":"hello"}]}')"

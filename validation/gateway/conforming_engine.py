@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """An engine that answers /v1/chat/completions as OpenAI's specification has it, each required key included, and says nothing
-of use: what a conformance suite then finds wrong through a gateway is the gateway's.  usage: conforming_engine.py PORT"""
+of use: what a conformance suite then finds wrong through a gateway is the gateway's. With a NAME it knows no other model.
+usage: conforming_engine.py PORT [NAME]"""
 
 import http.server
 import json
 import sys
 
+NAME = sys.argv[2] if len(sys.argv) > 2 else None
 USAGE = {"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 11}
 
 
@@ -36,6 +38,8 @@ class Engine(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self):
         request = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        if NAME and request["model"] != NAME:
+            return self.reply(404, "application/json", b'{"error": {"message": "no such model"}}')
         answer, finish = message(request)
         base = {"id": "chatcmpl-1", "created": 1, "model": request["model"]}
         choice = {"index": 0, "logprobs": None}

@@ -1,4 +1,5 @@
-//! Where simulated replicas are kept between runs: one file per book under the user's cache folder.
+//! Where simulated replicas are kept between runs: one file per book under the user's cache folder. Sentence embeddings lie in
+//! a folder of their own there.
 
 use std::fs;
 use std::path::PathBuf;
@@ -19,15 +20,24 @@ pub(crate) fn database() -> Database {
     folder().map_or_else(Database::in_memory, |folder| Database::on(Box::new(Folder(folder))))
 }
 
+/// A folder for sentence embeddings beside the books; `None` where nothing is kept.
+pub(crate) fn embeddings_folder() -> Option<PathBuf> {
+    folder().map(|folder| folder.join("embeddings"))
+}
+
 /// `$BOUTE_CACHE`, or `boute/tables` in the cache folder of the system.
 fn folder() -> Option<PathBuf> {
-    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     if let Some(folder) = set("BOUTE_CACHE") {
         return (folder.as_os_str() != "off").then_some(folder);
     }
     let caches =
         set("XDG_CACHE_HOME").or_else(|| set("LOCALAPPDATA")).or_else(|| Some(set("HOME")?.join(".cache")));
     Some(caches?.join("boute").join("tables"))
+}
+
+/// A folder that the environment names.
+pub(crate) fn set(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 
 impl Shelf for Folder {

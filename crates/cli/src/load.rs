@@ -13,6 +13,7 @@ use boute_spec::plan::InputDigest;
 use boute_spec::units::{BytesPerSecond, Fraction, RequestsPerSecond, UsdPerHour};
 use boute_spec::workload::{QualityData, Split, Trace};
 
+use crate::encoder::read_scorer;
 use crate::failure::Failure;
 use crate::files::{Input, beside};
 
@@ -236,7 +237,7 @@ fn routing(
         None => Scorer::train(&data, choices.seed, &input.sha256).map_err(Failure::told)?,
         Some(router) => {
             let input = open(router)?;
-            let scorer = Scorer::parse(&input.name, &input.text).map_err(Failure::told)?;
+            let scorer = read_scorer(&input)?;
             inputs.push(input.digest("router"));
             scorer
         }

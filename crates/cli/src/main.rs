@@ -11,6 +11,7 @@ mod commands;
 mod complete;
 mod decisions;
 mod docs;
+mod encoder;
 mod failure;
 mod files;
 mod load;
@@ -110,6 +111,7 @@ enum Command {
 fn main() -> ExitCode {
     CompleteEnv::with_factory(Cli::command).var(COMPLETE).complete();
     let cli = Cli::parse();
+    progress::set_quiet(cli.quiet);
     let printer = Printer { json: cli.json, quiet: cli.quiet };
     let result = run(cli.command, printer);
     if let Err(Failure::Input(message) | Failure::Unexpected(message)) = &result {

@@ -13,6 +13,19 @@ const LINE_EVERY: Duration = Duration::from_secs(10);
 /// Set by the first Ctrl-C: long work stops at the next step and keeps the best so far.
 static STOP: AtomicBool = AtomicBool::new(false);
 
+/// Set where nobody wants to see progress.
+static QUIET: AtomicBool = AtomicBool::new(false);
+
+/// Whether the user wants no talk, for work deep inside of what knows nothing of the command line.
+pub(crate) fn is_quiet() -> bool {
+    QUIET.load(Ordering::Relaxed)
+}
+
+/// Whether the user wants no talk.
+pub(crate) fn set_quiet(quiet: bool) {
+    QUIET.store(quiet, Ordering::Relaxed);
+}
+
 /// Whether the user asked to stop.
 pub(crate) fn stop_requested() -> bool {
     STOP.load(Ordering::Relaxed)

@@ -15,6 +15,7 @@ use boute_spec::workload::Trace;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use crate::encoder::read_scorer;
 use crate::failure::Failure;
 use crate::files::{Input, beside};
 
@@ -176,7 +177,7 @@ fn largest_score(models: &[String]) -> RoutingPolicy {
 /// The router artefact of a plan, beside it; `None` if the plan needs none.
 pub(crate) fn scorer_of(plan: &PlanDraft, path: &Path) -> Result<Option<Scorer>, Failure> {
     let Some(input) = router_of(plan, path)? else { return Ok(None) };
-    Scorer::parse(&input.name, &input.text).map(Some).map_err(Failure::told)
+    read_scorer(&input).map(Some)
 }
 
 /// The router artefact that the plan at `path` was made with, if it has one.

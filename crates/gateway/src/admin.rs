@@ -189,10 +189,12 @@ impl Inner {
             sample(&mut out, name, &labels(replica), u8::from(replica.is_well(now)));
         }
         let (in_flight, waiting) = self.admission.counts();
+        let late = self.embedding.late.get();
         let (swaps, not_found) = (self.plan_swaps.get(), self.failed_lookups.get());
         let dropped = self.decisions.as_ref().map_or(0, crate::decisions::DecisionLog::dropped);
         let lost = self.tracer.as_ref().map_or(0, |tracer| tracer.dropped.get());
         for (name, kind, help, value) in [
+            ("boute_embeddings_late_total", "counter", "Texts sent to the safe model for want of one.", late),
             ("boute_requests_in_flight", "gauge", "Requests inside.", in_flight as u64),
             ("boute_requests_waiting", "gauge", "Requests in the queue.", waiting as u64),
             ("boute_plan_swaps_total", "counter", "Plans swapped in.", swaps),
@@ -214,6 +216,9 @@ impl Inner {
             "Requests that two replicas were asked at once, by which answered.",
         );
         self.hedges.write(&mut out, name, "winner");
+        let name = "boute_cascade_total";
+        describe(&mut out, name, "counter", "Answers that a cascade looked at, by what became of them.");
+        self.cascades.write(&mut out, name, "outcome");
         let name = "boute_errors_total";
         describe(&mut out, name, "counter", "Requests that the gateway answered with an error, by code.");
         self.errors.write(&mut out, name, "error_type");

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::body::Incoming;
+use hyper::body::{Body as HttpBody, Incoming};
 use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::http::response;
 use hyper::{Method, StatusCode};
@@ -36,6 +36,8 @@ pub(crate) struct Answer {
     pub(crate) head: response::Parts,
     pub(crate) body: Incoming,
     pub(crate) first: Option<Bytes>,
+    /// Whether that is all.
+    pub(crate) is_whole: bool,
     pub(crate) wire: Wire,
     pub(crate) span: Option<Span>,
 }
@@ -168,5 +170,6 @@ async fn exchange(
     if first.is_none() && is_event_stream(&head.headers) {
         return Err((Fault::Failed, "its stream ended before it began".into()));
     }
-    Ok(Box::new(Answer { head, body, first, wire, span: None }))
+    let is_whole = body.is_end_stream();
+    Ok(Box::new(Answer { head, body, first, is_whole, wire, span: None }))
 }

@@ -14,7 +14,7 @@ use serde_json::json;
 use crate::metrics::{CounterOf, Histogram, SCORES, describe, label, sample};
 use crate::recent::Recent;
 
-/// Chance of a false alarm: of feedback ever, of drift within `boute_router::monitor::HORIZON` queries.
+/// Chance of a false alarm of feedback, ever; likewise of drift.
 const FALSE_ALARMS: f64 = 0.05;
 /// The monitor's tests speak of queries that come independently of each other: a text that comes again, and the turns of a
 /// session, count once within so many queries, the longest window that it compares.

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::cascade::Replaced;
 use crate::metrics::Counter;
 use crate::quality::Feedback;
 
@@ -46,11 +47,14 @@ pub(crate) struct Decision<'a> {
     /// The chance that this model was taken, where others are explored.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) propensity: Option<f64>,
+    /// The answer of a smaller model that this one took the place of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) replaced: Option<&'a Replaced>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) key: Option<&'a str>,
     pub(crate) attempts: u32,
     pub(crate) status: u16,
-    /// `done`, `broken`, `cancelled` or `error`.
+    /// `done`, `broken`, `cancelled` or `error`; a replaced answer is in the line of the one that replaced it.
     pub(crate) ending: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) ttft_ms: Option<f64>,

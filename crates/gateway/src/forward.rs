@@ -14,7 +14,8 @@ use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::admission::Permit;
 use crate::affinity::Blocks;
-use crate::attempt::{Attempt, Verdict, verdict};
+use crate::attempt::{Answer, Attempt, Verdict, verdict};
+use crate::cascade::Replaced;
 use crate::headers::forwarded_headers;
 use crate::hedge::Sent;
 use crate::http::{Request, Response, read_body};
@@ -47,6 +48,7 @@ pub(crate) struct Ready<'a> {
     pub(crate) body: &'a Bytes,
     pub(crate) name: String,
     pub(crate) choice: Choice,
+    pub(crate) replaced: Option<Replaced>,
     pub(crate) uri: Uri,
     pub(crate) headers: HeaderMap,
     pub(crate) prompt_tokens: u32,
@@ -56,6 +58,17 @@ pub(crate) struct Ready<'a> {
     pub(crate) needs_usage: bool,
     pub(crate) span: Option<Span>,
     pub(crate) permit: Permit,
+}
+
+/// A replica's answer to a request.
+pub(crate) struct Found<'m, 'a> {
+    pub(crate) model: &'m Model,
+    pub(crate) replica: &'m Arc<Replica>,
+    pub(crate) ready: Ready<'a>,
+    pub(crate) answer: Box<Answer>,
+    pub(crate) place: Place,
+    /// Replicas that were sent the request.
+    pub(crate) attempts: u32,
 }
 
 impl Inner {
@@ -75,14 +88,22 @@ impl Inner {
         let text = peek.text(asked.endpoint)?;
         let routes = self.routes();
         let turn = header_text(&parts.headers, &SESSION).map(|session| self.turn_of(session, &asked));
+        let embedding = match routes.encoder(&name) {
+            Some(encoder) => self.embedding.of(&text.text, encoder).await,
+            None => None,
+        };
         let choice = routes.choose(&Query {
             asked: &name,
             endpoint: asked.endpoint,
             text: &text.text,
+            embedding: embedding.as_deref(),
             headers: &parts.headers,
             turn: turn.as_ref(),
             draw: self.draw(),
         })?;
+        if let Some(cascade) = routes.cascade.as_ref().filter(|_| choice.reason == "policy") {
+            self.earn_second_answers(cascade.max_share);
+        }
         if let Some(turn) = turn.filter(|_| choice.sticks) {
             let model = Arc::clone(&routes.models[choice.model].name);
             self.sessions.lock().unwrap_or_else(PoisonError::into_inner).insert(turn.key, model);
@@ -108,6 +129,7 @@ impl Inner {
             body: &body,
             name,
             choice,
+            replaced: None,
             permit,
         };
         self.send(&routes, ready).await
@@ -130,21 +152,22 @@ impl Inner {
     async fn send(self: &Arc<Self>, routes: &Routes, mut ready: Ready<'_>) -> Result<Response, Failure> {
         let chosen = &routes.models[ready.choice.model];
         let now = self.now_ms();
-        let is_well = |model: &Model| model.replicas.iter().any(|replica| replica.is_well(now));
+        let may_be_asked = |model: &Model| model.replicas.iter().any(|replica| replica.may_be_asked(now));
         let order: Vec<&Model> = std::iter::once(chosen)
             .chain(chosen.fallback.iter().map(|model| &routes.models[*model]))
             .collect();
         let mut failure = None;
         for (place, model) in order.iter().enumerate() {
-            if !is_well(model) && order[place + 1..].iter().any(|later| is_well(later)) {
+            if !may_be_asked(model) && order[place + 1..].iter().any(|later| may_be_asked(later)) {
                 continue;
             }
             if place > 0 {
                 ready.choice.reason = format!("fallback from {}", chosen.name).into();
                 (ready.choice.score, ready.choice.propensity, ready.choice.certificate) = (None, None, None);
+                ready.choice.doubt = None;
             }
             match self.try_replicas(routes, model, ready).await {
-                Ok(response) => return Ok(response),
+                Ok(found) => return self.answer(routes, found).await,
                 Err((returned, why)) => (ready, failure) = (*returned, Some(why)),
             }
         }
@@ -156,12 +179,12 @@ impl Inner {
     }
 
     /// Tries replicas of `model` until one answers. Gives the request back if none does.
-    async fn try_replicas<'a>(
+    pub(crate) async fn try_replicas<'m, 'a>(
         self: &Arc<Self>,
         routes: &Routes,
-        model: &Model,
+        model: &'m Model,
         ready: Ready<'a>,
-    ) -> Result<Response, (Box<Ready<'a>>, Failure)> {
+    ) -> Result<Found<'m, 'a>, (Box<Ready<'a>>, Failure)> {
         let answer_tokens = model.replicas.first().map_or(1, |replica| replica.expected_output_tokens);
         let size = RequestSize { prompt_tokens: ready.prompt_tokens, answer_tokens };
         let blocks = (model.replicas.len() > 1)
@@ -176,7 +199,9 @@ impl Inner {
             let place = Place::take(replica, ready.prompt_tokens);
             if tried.is_empty() {
                 model.traffic.decisions.add(1);
-                self.overhead.observe_time(ready.asked.arrived.elapsed());
+                if ready.replaced.is_none() {
+                    self.overhead.observe_time(ready.asked.arrived.elapsed());
+                }
             }
             tried.push(replica.id);
             let ((replica, place), attempt) = match self.hedge.filter(|_| ready.streams) {
@@ -199,7 +224,7 @@ impl Inner {
                 Attempt::Answered(answer) => match verdict(answer.head.status) {
                     Verdict::Busy if more && attempts == 1 => ("busy", false),
                     Verdict::Failed if more && self.budget.spend() => ("status", false),
-                    _ => return Ok(self.respond(model, replica, ready, *answer, place, attempts).await),
+                    _ => return Ok(Found { model, replica, ready, answer, place, attempts }),
                 },
                 Attempt::Failed { why, cause, fault } => {
                     failure = match why {

@@ -13,6 +13,7 @@ use hyper::header::HeaderValue;
 use tokio::time::{Sleep, sleep, sleep_until};
 
 use crate::admission::Permit;
+use crate::cascade::Replaced;
 use crate::decisions::{Decision, DecisionLine};
 use crate::http::BrokenOff;
 use crate::keys::Key;
@@ -38,6 +39,7 @@ pub(crate) struct Story {
     pub(crate) model: Arc<str>,
     pub(crate) traffic: Arc<ModelTraffic>,
     pub(crate) choice: Choice,
+    pub(crate) replaced: Option<Replaced>,
     pub(crate) replica: Arc<Replica>,
     pub(crate) attempts: u32,
     pub(crate) status: u16,
@@ -83,6 +85,7 @@ impl Story {
                     reason: &self.choice.reason,
                     score: self.choice.score,
                     propensity: self.choice.propensity,
+                    replaced: self.replaced.as_ref(),
                     key: self.key.as_ref().map(|key| key.name.as_str()),
                     attempts: self.attempts,
                     status: self.status,
@@ -98,7 +101,7 @@ impl Story {
             span.set("gen_ai.usage.output_tokens", usage.completion_tokens);
             span.set("http.response.status_code", self.status);
             match ending {
-                Ending::Done => {}
+                Ending::Done | Ending::Replaced => {}
                 Ending::Error => span.set("error.type", self.status.to_string()),
                 Ending::Broken | Ending::Cancelled => span.set("error.type", ending.name()),
             }

@@ -203,7 +203,12 @@ impl Replica {
 
     /// Whether nothing speaks against it.
     pub(crate) fn is_well(&self, now_ms: u64) -> bool {
-        self.is_up() && (self.health.failures.load(Relaxed) < FAILURES && !self.is_out(now_ms))
+        self.may_be_asked(now_ms) && self.health.failures.load(Relaxed) < FAILURES
+    }
+
+    /// Whether it is well, or was left out long enough to be tried.
+    pub(crate) fn may_be_asked(&self, now_ms: u64) -> bool {
+        self.is_up() && !self.is_out(now_ms)
     }
 
     /// Whether its health checks do not fail.
@@ -314,6 +319,8 @@ impl Replica {
 #[derive(Debug)]
 pub(crate) struct Place {
     load: Arc<Load>,
+    /// One, until the answer has ended.
+    requests: u32,
     prompt_tokens: u64,
     answer_tokens: u64,
 }
@@ -328,7 +335,7 @@ impl Place {
         load.waiting_prompt_tokens.fetch_add(prompt_tokens, Relaxed);
         load.expected_answer_tokens.fetch_add(answer_tokens, Relaxed);
         replica.counts.requests.add(1);
-        Self { load, prompt_tokens, answer_tokens }
+        Self { load, requests: 1, prompt_tokens, answer_tokens }
     }
 
     /// The first token has come: the prompt is done.
@@ -336,13 +343,18 @@ impl Place {
         self.load.waiting_prompt_tokens.fetch_sub(self.prompt_tokens, Relaxed);
         self.prompt_tokens = 0;
     }
+
+    /// The replica has given all of the answer.
+    pub(crate) fn done(&mut self) {
+        self.begun();
+        self.load.in_flight.fetch_sub(std::mem::take(&mut self.requests), Relaxed);
+        self.load.expected_answer_tokens.fetch_sub(std::mem::take(&mut self.answer_tokens), Relaxed);
+    }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.load.in_flight.fetch_sub(1, Relaxed);
-        self.load.waiting_prompt_tokens.fetch_sub(self.prompt_tokens, Relaxed);
-        self.load.expected_answer_tokens.fetch_sub(self.answer_tokens, Relaxed);
+        self.done();
     }
 }
 

@@ -4,17 +4,16 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
-use hyper::body::{Body as HttpBody, Incoming};
+use hyper::body::Incoming;
 use hyper::header::{self, HeaderMap, HeaderValue};
 
 use crate::attempt::{Answer, is_event_stream};
-use crate::forward::Ready;
+use crate::forward::{Found, Ready};
 use crate::headers::strip_hop_by_hop;
 use crate::http::{Response, full};
 use crate::openai::{Endpoint, openai_error};
 use crate::relay::{Begun, Relay, Story};
-use crate::replica::{Place, Replica};
-use crate::routes::Model;
+use crate::replica::Replica;
 use crate::serve::Inner;
 use crate::sse::Watch;
 use crate::traffic::Ending;
@@ -25,16 +24,9 @@ const LONGEST_ERROR: usize = 64 << 10;
 
 impl Inner {
     /// Passes an answer on.
-    pub(crate) async fn respond(
-        self: &Arc<Self>,
-        model: &Model,
-        replica: &Arc<Replica>,
-        ready: Ready<'_>,
-        answer: Answer,
-        place: Place,
-        attempts: u32,
-    ) -> Response {
-        let Answer { mut head, mut body, first, mut wire, span: attempt } = answer;
+    pub(crate) async fn respond(self: &Arc<Self>, found: Found<'_, '_>) -> Response {
+        let Found { model, replica, ready, answer, place, attempts } = found;
+        let Answer { mut head, mut body, first, is_whole, mut wire, span: attempt } = *answer;
         let streams = is_event_stream(&head.headers);
         let closes = head.headers.get(header::TRANSFER_ENCODING).is_none()
             && head.headers.get(header::CONTENT_LENGTH).is_none();
@@ -45,8 +37,8 @@ impl Inner {
         }
         say(&mut head.headers, replica, &ready, &model.name, attempts);
         let status = head.status;
-        let Ready { asked, name, choice, prompt_tokens, text, session, needs_usage, span, permit, .. } =
-            ready;
+        let Ready { asked, name, choice, replaced, prompt_tokens, text, session, .. } = ready;
+        let Ready { needs_usage, span, permit, .. } = ready;
         let client = asked.key.as_ref().map_or(0, |key| key.number);
         self.quality.decided(asked.id.as_bytes(), &model.name, &choice, client);
         let story = Story {
@@ -58,6 +50,7 @@ impl Inner {
             model: Arc::clone(&model.name),
             traffic: Arc::clone(&model.traffic),
             choice,
+            replaced,
             replica: Arc::clone(replica),
             attempts,
             status: status.as_u16(),
@@ -82,7 +75,7 @@ impl Inner {
             watch = watch.renaming(theirs, &model.name);
             head.headers.remove(header::CONTENT_LENGTH);
         }
-        if !streams && body.is_end_stream() {
+        if !streams && is_whole {
             // All is there already.
             let whole = watch.pass_whole(first.unwrap_or_default());
             replica.pool.give_back(wire);

@@ -7,15 +7,18 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 
 use boute_router::balance::Balancing;
+use boute_router::cascade::{Answer, Cascade};
 use boute_router::decide::{
     Decider, UnknownModel, cheapest_reaching, dearest_if_better, explore, in_session,
 };
+use boute_router::encoder::Encode;
 use boute_router::{Scorer, Scratch};
 use boute_spec::certificate::Certificate;
 use boute_spec::plan::PlanDraft;
-use boute_spec::policy::RoutingPolicy;
+use boute_spec::policy::{CascadePolicy, RoutingPolicy};
 use hyper::header::{HeaderMap, HeaderName};
 
+use crate::cascade::Doubt;
 use crate::certificate::{Watched, WhenVoid};
 use crate::credentials::UpstreamKeys;
 use crate::discovery;
@@ -58,7 +61,9 @@ pub struct RoutesConfig {
     pub plan: Option<Arc<PlanDraft>>,
     /// What the policy's promise of quality rests on, if it makes one.
     pub certificate: Option<Certificate>,
-    /// What becomes of `auto` when that is void.
+    /// Which answers are asked for again, if any.
+    pub cascade: Option<CascadePolicy>,
+    /// What becomes of `auto` when the certificate is void.
     pub when_void: WhenVoid,
     /// Share of the queries for which the policy's models are drawn by lot.
     pub explore: f64,
@@ -106,6 +111,7 @@ impl RoutesConfig {
             usd_per_million_tokens: model_prices(plan),
             plan: Some(Arc::new(plan.clone())),
             certificate: plan.routing.certificate.clone(),
+            cascade: plan.routing.cascade.clone(),
             ..Self::default()
         }
     }
@@ -155,6 +161,7 @@ pub(crate) struct Routes {
     /// Of each score: how many models are worse by their mean score.
     rank: Vec<usize>,
     pub(crate) watch: Option<Watch>,
+    pub(crate) cascade: Option<Cascade>,
     when_void: WhenVoid,
     explore: f64,
 }
@@ -175,6 +182,8 @@ pub(crate) struct Query<'a> {
     pub(crate) asked: &'a str,
     pub(crate) endpoint: Endpoint,
     pub(crate) text: &'a str,
+    /// Of the text, if the scorer reads it and it was made in time.
+    pub(crate) embedding: Option<&'a [f32]>,
     pub(crate) headers: &'a HeaderMap,
     /// The session it belongs to, if any.
     pub(crate) turn: Option<&'a Turn>,
@@ -204,6 +213,8 @@ pub(crate) struct Choice {
     pub(crate) propensity: Option<f64>,
     /// Whose promise the answer is part of: the policy alone decided.
     pub(crate) certificate: Option<Weak<Watched>>,
+    /// Of an answer that may be asked for again.
+    pub(crate) doubt: Option<Doubt>,
     /// Whether the next turn of the session is to know of it.
     pub(crate) sticks: bool,
 }
@@ -218,6 +229,7 @@ impl Choice {
             reason: reason.into(),
             propensity: None,
             certificate: None,
+            doubt: None,
             sticks: false,
         }
     }
@@ -303,6 +315,7 @@ impl Routes {
             cheapest_first,
             rank,
             watch,
+            cascade: config.cascade.and_then(|cascade| Cascade::new(&cascade, &scores)),
             when_void: config.when_void,
             explore: config.explore,
         };
@@ -324,6 +337,13 @@ impl Routes {
         let auto = self.decider.iter().map(|_| AUTO);
         let aliases = self.aliases.keys().map(String::as_str);
         auto.chain(aliases).chain(self.models.iter().map(|model| &*model.name)).collect()
+    }
+
+    /// What makes the embedding that is needed to choose who answers a request for `asked`, if one is.
+    pub(crate) fn encoder(&self, asked: &str) -> Option<&Arc<dyn Encode>> {
+        let name = self.aliases.get(asked).map_or(asked, String::as_str);
+        let needed = is_auto(name) && !self.models.iter().any(|model| &*model.name == name);
+        self.scorer.as_ref().filter(|_| needed)?.encoder()
     }
 
     /// The model that answers.
@@ -365,27 +385,46 @@ impl Routes {
         SCORES.with_borrow_mut(|(scratch, scores)| {
             scores.clear();
             scores.resize(self.scored.len(), 0.0);
+            let mut late = false;
             if let Some(scorer) = &self.scorer {
-                scorer.score(query.text, scratch, scores);
+                scorer.score_embedded(&[query.text], query.embedding, scratch, scores);
+                late = scorer.encoder().is_some() && query.embedding.is_none();
             }
             let chosen = if let Some(threshold) = threshold {
                 dearest_if_better(scores, &rest(), threshold)
                     .and_then(|score| self.chosen(score, "threshold"))
             } else if let Some(floor) = floor {
                 cheapest_reaching(scores, &rest(), floor).and_then(|score| self.chosen(score, "floor"))
+            } else if late {
+                self.without_embedding(decider, scores, affordable)
             } else {
                 self.watch(query, scores, scratch.novelty());
                 self.by_policy(decider, query, scores, affordable)
             };
             let Some((score, choice)) = chosen else { return Err(self.too_dear()) };
-            let score = self.scorer.is_some().then(|| scores[score]);
-            Ok(Choice { score, threshold: threshold.or(floor), ..choice })
+            let doubt = self.doubt(score, &choice, scores, scratch);
+            let score = (self.scorer.is_some() && !late).then(|| scores[score]);
+            Ok(Choice { score, threshold: threshold.or(floor), doubt, ..choice })
         })
     }
 
     /// The model of a score, if it is served, as a choice.
     fn chosen(&self, score: usize, reason: &'static str) -> Option<(usize, Choice)> {
         Some((score, Choice::of(self.scored[score]?, reason)))
+    }
+
+    /// What the cascade needs to know of an answer of `score`'s model, if it looks at such.
+    fn doubt(&self, score: usize, choice: &Choice, scores: &[f32], scratch: &Scratch) -> Option<Doubt> {
+        let (cascade, scorer) = (self.cascade.as_ref()?, self.scorer.as_ref()?);
+        let [first, second] = cascade.models;
+        let answer = Answer {
+            first: scores[first],
+            second: scores[second],
+            tokens: 0,
+            expected_tokens: scorer.expected_tokens(scratch, first),
+        };
+        let looked_at = score == first && choice.reason == "policy";
+        Some(Doubt { answer, second: self.scored[second]? }).filter(|_| looked_at)
     }
 
     /// The certificate's monitor sees what the policy is asked.
@@ -395,6 +434,19 @@ impl Routes {
             let key = query.turn.map_or_else(|| key_of(query.text), |turn| turn.key);
             watch.watched.observe(key, order.iter().map(|at| scores[*at]), novelty);
         }
+    }
+
+    /// The safe model where half of an ensemble is all there is: neither was that certified nor is it watched. Later turns of
+    /// a session do not keep to it.
+    fn without_embedding(
+        &self,
+        decider: &Decider,
+        scores: &[f32],
+        affordable: impl Fn(usize) -> bool + Copy,
+    ) -> Option<(usize, Choice)> {
+        let safe = self.watch.as_ref().map(|watch| watch.safe).filter(|safe| affordable(*safe));
+        let best = || decider.decide_among(scores, affordable).map(|decision| decision.model);
+        self.chosen(safe.or_else(best)?, "late embedding")
     }
 
     /// The score and the model that the policy decides on, unless its certificate is void, the session had a better model, or

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime};
 
+use boute_router::cascade::Budget;
 use boute_router::monitor::Alarm;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -17,6 +18,7 @@ use crate::affinity::Affinity;
 use crate::credentials::{UpstreamKeys, UpstreamTls};
 use crate::decisions::DecisionLog;
 use crate::discovery::Fleet;
+use crate::embedding::Embedding;
 use crate::http::{ClientLimits, serve};
 use crate::keys::Keys;
 use crate::kubernetes::{Cluster, KubernetesApi};
@@ -107,6 +109,7 @@ pub(crate) struct Inner {
     pub(crate) admission: Arc<Admission>,
     pub(crate) affinity: Affinity,
     pub(crate) quality: Quality,
+    pub(crate) embedding: Embedding,
     /// The model that last answered each session.
     pub(crate) sessions: Mutex<Recent<Arc<str>>>,
     pub(crate) lots: RandomState,
@@ -119,6 +122,8 @@ pub(crate) struct Inner {
     pub(crate) stopping: AtomicBool,
     pub(crate) retries: CounterOf,
     pub(crate) hedges: CounterOf,
+    pub(crate) second_answers: Mutex<Budget>,
+    pub(crate) cascades: CounterOf,
     pub(crate) errors: CounterOf,
     pub(crate) plan_swaps: Counter,
     pub(crate) failed_lookups: Counter,
@@ -158,6 +163,7 @@ impl Gateway {
             admission: Admission::new(settings.limits.admission),
             affinity: Affinity::default(),
             quality: Quality::default(),
+            embedding: Embedding::default(),
             sessions: Mutex::new(Recent::new(SESSIONS)),
             lots: RandomState::new(),
             drawn: AtomicU64::new(0),
@@ -172,6 +178,8 @@ impl Gateway {
             stopping: AtomicBool::new(false),
             retries: CounterOf::default(),
             hedges: CounterOf::default(),
+            second_answers: Mutex::default(),
+            cascades: CounterOf::default(),
             errors: CounterOf::default(),
             plan_swaps: Counter::default(),
             failed_lookups: Counter::default(),

@@ -47,6 +47,8 @@ pub struct Watch {
     strip: bool,
     /// Of a stream: the beginning of an event that is not whole yet. Else: the end of the answer.
     held: BytesMut,
+    /// Of a stream: bytes of that in which no event ends, so that each byte is looked at once.
+    searched: usize,
     usage: Option<Usage>,
     chunks: u64,
     done: bool,
@@ -60,6 +62,7 @@ impl Watch {
             events,
             strip: events && strip,
             held: BytesMut::new(),
+            searched: 0,
             usage: None,
             chunks: 0,
             done: false,
@@ -96,6 +99,7 @@ impl Watch {
         let passed = self.cut();
         if self.held.len() > LONGEST_EVENT {
             let long = self.held.split().freeze();
+            self.searched = 0;
             return if self.strip { [passed, long].concat().into() } else { data };
         }
         if self.strip { passed } else { data }
@@ -104,6 +108,7 @@ impl Watch {
     /// What is still held back when the answer has ended.
     pub fn rest(&mut self) -> Bytes {
         let rest = if self.strip { self.held.split().freeze() } else { Bytes::new() };
+        self.searched = 0;
         match &mut self.rename {
             Some(rename) => [rename.pass(rest), rename.rest()].concat().into(),
             None => rest,
@@ -142,8 +147,9 @@ impl Watch {
     /// Takes the whole events out of what is held, and returns those that pass.
     fn cut(&mut self) -> Bytes {
         let mut passed = BytesMut::new();
-        while let Some(length) = event_length(&self.held) {
+        while let Some(length) = event_length(&self.held, self.searched) {
             let event = self.held.split_to(length);
+            self.searched = 0;
             self.done |= is_done(&event);
             let counts_only = has_usage(&event) && self.count(&event);
             if !(self.strip && counts_only) {
@@ -151,6 +157,7 @@ impl Watch {
                 passed.extend_from_slice(&event);
             }
         }
+        self.searched = self.held.len();
         passed.freeze()
     }
 
@@ -175,11 +182,10 @@ fn is_done(data: &[u8]) -> bool {
     memmem::find(data, b"data: [DONE]").or_else(|| memmem::find(data, b"data:[DONE]")).is_some()
 }
 
-/// Length of the first whole event, its blank line included.
-fn event_length(data: &[u8]) -> Option<usize> {
-    let bare = memmem::find(data, b"\n\n").map(|at| at + 2);
-    let carriage = memmem::find(data, b"\r\n\r\n").map(|at| at + 4);
-    bare.into_iter().chain(carriage).min()
+/// Length of the first whole event, its blank line included; none ends in the first `searched` bytes.
+fn event_length(data: &[u8], searched: usize) -> Option<usize> {
+    let mut ends = memchr::memchr_iter(b'\n', &data[searched..]).map(|at| searched + at + 1);
+    ends.find(|end| data[..*end].ends_with(b"\n\n") || data[..*end].ends_with(b"\r\n\r\n"))
 }
 
 /// Whether a key `usage` with a value other than null is there. Inside a text its quotes would be escaped.
@@ -191,7 +197,7 @@ fn has_usage(data: &[u8]) -> bool {
 }
 
 /// The last counts in the text of an answer.
-fn last_usage(text: &[u8]) -> Option<Usage> {
+pub(crate) fn last_usage(text: &[u8]) -> Option<Usage> {
     let at = memmem::rfind(text, USAGE)? + USAGE.len();
     let colon = text[at..].iter().position(|byte| *byte == b':')?;
     let value = serde_json::Deserializer::from_slice(&text[at + colon + 1..]);
@@ -245,6 +251,16 @@ mod tests {
         let mut watch = Watch::new(true, true);
         let long = vec![b'x'; LONGEST_EVENT + 1];
         assert_eq!(through(&mut watch, &[&long]), long);
+    }
+
+    /// Looked at again with each byte, this would be half a terabyte.
+    #[test]
+    fn an_event_that_comes_byte_by_byte_is_looked_at_once() {
+        let mut watch = Watch::new(true, true);
+        let began = std::time::Instant::now();
+        let passed: usize = (0..LONGEST_EVENT).map(|_| watch.pass(Bytes::from_static(b"x")).len()).sum();
+        assert_eq!((passed, watch.rest().len()), (0, LONGEST_EVENT));
+        assert!(began.elapsed().as_secs() < 20, "{:?}", began.elapsed());
     }
 
     proptest! {

@@ -21,10 +21,13 @@ pub(crate) enum Ending {
     Cancelled,
     /// It was an error of the engine's.
     Error,
+    /// It came whole, and another model's was given in its place.
+    Replaced,
 }
 
 impl Ending {
-    pub(crate) const ALL: [Self; 4] = [Self::Done, Self::Broken, Self::Cancelled, Self::Error];
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Done, Self::Broken, Self::Cancelled, Self::Error, Self::Replaced];
 
     pub(crate) const fn name(self) -> &'static str {
         match self {
@@ -32,6 +35,7 @@ impl Ending {
             Self::Broken => "broken",
             Self::Cancelled => "cancelled",
             Self::Error => "error",
+            Self::Replaced => "replaced",
         }
     }
 }
@@ -44,7 +48,7 @@ type Of = fn(&ModelTraffic) -> &Histogram;
 pub(crate) struct ModelTraffic {
     pub(crate) decisions: Counter,
     /// By endpoint and ending.
-    endings: [[Counter; 4]; 4],
+    endings: [[Counter; 5]; 4],
     duration: Histogram,
     pub(crate) ttft: Histogram,
     per_token: Histogram,

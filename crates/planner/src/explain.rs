@@ -18,8 +18,9 @@ use crate::deployment::{Effort, Fleet, Goal, Limits};
 use crate::plan::{PlanError, Prepared, goal_of};
 use crate::problem::{GpuOffer, Problem, Progress};
 use crate::routing::Route;
-use crate::search::Search;
+use crate::search::{Choice, Search};
 use crate::standing::Standing;
+use crate::uphold::Attempt;
 
 /// Another division of the load moves at least this share of it.
 const OTHER_DIVISION: f64 = 0.05;
@@ -75,7 +76,7 @@ pub struct RunnerUp {
     pub plan: Option<Alternative>,
     /// Its value minus the plan's.
     pub difference: Option<f64>,
-    /// What would have to change for it to be as good, where one price can do that.
+    /// What would have to change for it to be as good, where one price can do that; or that simulation speaks against it.
     pub takes: Option<String>,
 }
 
@@ -356,7 +357,9 @@ impl Ground<'_> {
             let found = self.best(&routes, &limits);
             let plan = found.as_ref().map(|found| self.alternative(found));
             let difference = plan.as_ref().map(|plan| plan.value - present.value);
-            let takes = found.and_then(|found| self.takes(&found.fleet, difference?));
+            let takes = found.and_then(|found| {
+                self.broken(&found, difference?).or_else(|| self.takes(&found.fleet, difference?))
+            });
             RunnerUp { kind, plan, difference, takes }
         };
         let mut all: Vec<RunnerUp> = kinds.into_par_iter().map(runner_up).collect();
@@ -377,6 +380,17 @@ impl Ground<'_> {
             same
         });
         all
+    }
+
+    /// What speaks against a plan that the table has for no dearer: simulation.
+    fn broken(&self, found: &Found<'_>, dearer: f64) -> Option<String> {
+        if self.unit() != "$/h" || dearer > 1e-9 {
+            return None;
+        }
+        let choice = Choice { route: 0, fleet: found.fleet.clone() };
+        let (routes, rate) = (std::slice::from_ref(found.route), self.search.problem.rate);
+        let held = Attempt::if_it_holds(&self.search, routes, &choice, None, rate, &self.limits);
+        held.is_none().then(|| "simulated, it breaks a promise".into())
     }
 
     /// The least change of one GPU type's price, relative to it, that makes a fleet as cheap as the plan's.

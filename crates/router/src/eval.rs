@@ -131,6 +131,65 @@ pub struct Report {
     pub pool: Option<PoolReport>,
 }
 
+/// How much more of something one router has than another, with the 95 % interval of the paired bootstrap over queries.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Gain {
+    /// On all queries.
+    pub value: f64,
+    /// Lower end.
+    pub low: f64,
+    /// Upper end.
+    pub high: f64,
+}
+
+/// A router beside another, between the weakest and the strongest model.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Comparison {
+    /// Area under the recovered gap.
+    pub apgr: Gain,
+    /// Area under the ROC curve for the weak model.
+    pub auc: Gain,
+    /// Brier score for the weak model; less is better.
+    pub brier: Gain,
+}
+
+/// What `queries` gain over `other`, the same queries with another router's predictions; `None` if all models are equally good.
+///
+/// # Panics
+/// If they are not equally many.
+pub fn compare(queries: &ScoredQueries, other: &ScoredQueries) -> Option<Comparison> {
+    assert_eq!(queries.len(), other.len(), "the same queries");
+    let (weak, strong) = weakest_and_strongest(queries)?;
+    let gains = gains(queries, weak, strong);
+    let measures = |predicted: &ScoredQueries, rows: &[usize]| {
+        let keys: Vec<f64> = rows
+            .iter()
+            .map(|row| f64::from(predicted.predicted(*row)[strong] - predicted.predicted(*row)[weak]))
+            .collect();
+        let gains: Vec<f64> = rows.iter().map(|row| gains[*row]).collect();
+        let pair = |row: &usize| (f64::from(predicted.predicted(*row)[weak]), queries.actual(*row, weak));
+        let pairs: Vec<(f64, f64)> = rows.iter().map(pair).collect();
+        let brier = mean(pairs.iter().map(|(predicted, actual)| (predicted - actual).powi(2)));
+        [ranking(&gains, &keys).apgr, auc(&pairs), brier]
+    };
+    let differences = |rows: &[usize]| {
+        let (own, others) = (measures(queries, rows), measures(other, rows));
+        [0, 1, 2].map(|at| own[at] - others[at])
+    };
+    let mut rng = ChaCha8Rng::seed_from_u64(0);
+    let all: Vec<usize> = (0..queries.len()).collect();
+    let drawn: Vec<[f64; 3]> = (0..RESAMPLES)
+        .map(|_| differences(&all.iter().map(|_| rng.random_range(0..all.len())).collect::<Vec<_>>()))
+        .collect();
+    let value = differences(&all);
+    let [apgr, auc, brier] = [0, 1, 2].map(|at| {
+        let mut sorted: Vec<f64> = drawn.iter().map(|row| row[at]).collect();
+        sorted.sort_unstable_by(f64::total_cmp);
+        Gain { value: value[at], low: sorted[RESAMPLES / 40], high: sorted[RESAMPLES - 1 - RESAMPLES / 40] }
+    });
+    Some(Comparison { apgr, auc, brier })
+}
+
 /// Judges predictions on `queries`, whose tasks are `tasks`; `costs` per model and query, in any unit.
 ///
 /// # Panics
@@ -464,6 +523,25 @@ mod tests {
         assert!((cost_at(&hull, 0.4) - 2.0).abs() < 1e-9);
         assert_eq!(cost_at(&hull, 0.7), f64::INFINITY);
         assert!((area(&hull, &[1.0, 3.0]) - 0.4).abs() < 1e-3);
+    }
+
+    #[test]
+    fn a_better_router_gains() {
+        let scored = |noise: f32| {
+            let mut queries = ScoredQueries::new(vec!["weak".into(), "strong".into()]);
+            for at in 0..400_u32 {
+                let spread = |factor: u32, of: u32| (at * factor % of) as f32 / of as f32;
+                let chance = spread(1, 20);
+                queries.predicted.extend([chance + noise * (spread(37, 101) - 0.5), 0.9]);
+                queries.actual.extend([f32::from(u8::from(spread(7919, 97) < chance)), 1.0]);
+                queries.prompt_tokens.push(1);
+            }
+            queries
+        };
+        let gains = compare(&scored(0.0), &scored(2.0)).unwrap();
+        assert!(gains.apgr.low > 0.0 && gains.auc.low > 0.0 && gains.brier.high < 0.0, "{gains:?}");
+        let none = compare(&scored(0.0), &scored(0.0)).unwrap();
+        assert_eq!((none.apgr.low, none.auc.value, none.brier.high), (0.0, 0.0, 0.0));
     }
 
     #[test]

@@ -5,9 +5,9 @@
 use std::collections::BTreeMap;
 
 /// Bytes read from the start of a conversation.
-const HEAD_BYTES: usize = 3 << 10;
+pub(crate) const HEAD_BYTES: usize = 3 << 10;
 /// Bytes read from the end of one that is longer than both.
-const TAIL_BYTES: usize = 1 << 10;
+pub(crate) const TAIL_BYTES: usize = 1 << 10;
 /// Number of surface features.
 pub(crate) const SURFACE: usize = 24;
 /// Their names, for explanations.

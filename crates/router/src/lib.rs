@@ -5,6 +5,7 @@ pub mod baselines;
 pub mod cascade;
 pub mod certify;
 pub mod decide;
+pub mod encoder;
 pub mod eval;
 mod features;
 pub mod lengths;

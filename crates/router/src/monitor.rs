@@ -2,7 +2,8 @@
 //!
 //! - **Without labels** ([`Monitor::observe`]): the largest distance between the distribution of a window of values and that
 //!   of the calibration queries (Kolmogorov, Smirnov), for the score of each model and for the novelty, in windows of 25,
-//!   50, 200 and 2,000 queries. Each test has its share of the false alarms that are allowed over [`HORIZON`] queries.
+//!   50, 200 and 2,000 queries. Each test has its share of the chance of a false alarm, however long it runs: the k-th
+//!   100,000 queries have 6/(πk)² of it, which is 1 over all k, divided evenly among windows and values.
 //! - **With feedback** ([`Monitor::feedback`]): per group of tasks and model, bets that the mean score is below what the
 //!   calibration queries vouch for, b. The capital `Π(1 + λ(b − x_t))` is expected not to grow while the mean is at least b,
 //!   so that it ever reaches 1/α with probability at most α, however long it runs (Ville's inequality; Waudby-Smith,
@@ -12,6 +13,7 @@
 //! Both speak of queries that come independently of each other. An alarm voids the certificate: route to the safe end,
 //! raise a metric, plan again.
 
+use std::f64::consts::PI;
 use std::fmt;
 
 use boute_spec::certificate::{Group, Quantiles, Reference};
@@ -20,8 +22,8 @@ use serde::Serialize;
 use crate::certify::lower_bound;
 use crate::queries::ScoredQueries;
 
-/// Queries over which false alarms of the label-free test are counted.
-pub const HORIZON: f64 = 100_000.0;
+/// Queries whose label-free tests have the same share of the false alarms; a multiple of every window.
+const EPOCH: usize = 100_000;
 /// Queries compared at a time.
 const WINDOWS: [usize; 4] = [25, 50, 200, 2000];
 /// Quantiles kept of a reference distribution.
@@ -146,14 +148,15 @@ pub struct Answers<'a> {
 pub struct Monitor {
     reference: Reference,
     alpha: f64,
+    /// Queries observed.
+    observed: usize,
     windows: [Vec<Vec<f32>>; WINDOWS.len()],
     streams: Vec<Stream>,
     alarm: Option<Alarm>,
 }
 
 impl Monitor {
-    /// With a chance of a false alarm of at most `alpha` for feedback, ever, and of `alpha` for drift within [`HORIZON`]
-    /// queries.
+    /// With a chance of a false alarm of at most `alpha` for feedback, ever, and of at most `alpha` for drift, ever.
     pub fn new(reference: Reference, alpha: f64) -> Self {
         let values = || WINDOWS.map(|window| vec![Vec::with_capacity(window); reference.quantiles.len()]);
         let streams = reference
@@ -161,12 +164,12 @@ impl Monitor {
             .iter()
             .flat_map(|group| group.at_least.iter().map(|at_least| Stream::new(*at_least)))
             .collect();
-        Self { windows: values(), streams, reference, alpha, alarm: None }
+        Self { windows: values(), streams, reference, alpha, observed: 0, alarm: None }
     }
 
     /// A query came: its scores, in the order of the certificate's models, and its novelty. Returns a new alarm.
     pub fn observe(&mut self, scores: &[f32], novelty: f32) -> Option<Alarm> {
-        let tests = self.windows.iter().map(Vec::len).sum::<usize>() as f64;
+        self.observed += 1;
         for (at, window) in self.windows.iter_mut().enumerate() {
             for (values, value) in window.iter_mut().zip(scores.iter().copied().chain([novelty])) {
                 values.push(rounded(value));
@@ -174,7 +177,7 @@ impl Monitor {
             if window.iter().any(|values| values.len() < WINDOWS[at]) {
                 continue;
             }
-            let level = self.alpha * WINDOWS[at] as f64 / HORIZON / tests;
+            let level = self.alpha * share_of_alarms(self.observed, WINDOWS[at], window.len());
             let limit = smirnov_limit(WINDOWS[at], self.reference.queries, level) + 1.0 / (POINTS - 1) as f64;
             for (channel, (values, quantiles)) in window.iter_mut().zip(&self.reference.quantiles).enumerate()
             {
@@ -237,6 +240,14 @@ impl Monitor {
     pub fn alarm(&self) -> Option<&Alarm> {
         self.alarm.as_ref()
     }
+}
+
+/// Share of all false alarms that the test of one value may give, in a window of `window` queries of which the last is the
+/// `observed`-th, where `values` are tested. The sum over all tests, for ever, is 1.
+fn share_of_alarms(observed: usize, window: usize, values: usize) -> f64 {
+    let epoch = observed.div_ceil(EPOCH) as f64;
+    let tests = EPOCH / window * WINDOWS.len() * values;
+    6.0 / (PI * epoch).powi(2) / tests as f64
 }
 
 /// Whether `task` is in the group `name`: the same, or below it (`mmlu/law` in `mmlu`).
@@ -340,6 +351,19 @@ mod tests {
         assert!(matches!(noticed, Some(Alarm::Drift { .. })), "{noticed:?}");
         assert!(monitor.alarm().is_some());
         assert_eq!(monitor.observe(&[0.0], 0.0), None, "an alarm is raised once");
+    }
+
+    #[test]
+    fn false_alarms_are_bounded_for_ever() {
+        let of_epoch = |epoch: usize| {
+            let of_window = |window: usize| {
+                let last = (epoch * EPOCH / window + 1..=(epoch + 1) * EPOCH / window).map(|at| at * window);
+                last.map(|observed| 3.0 * share_of_alarms(observed, window, 3)).sum::<f64>()
+            };
+            WINDOWS.into_iter().map(of_window).sum::<f64>()
+        };
+        let spent: f64 = (0..300).map(of_epoch).sum();
+        assert!((0.995..1.0).contains(&spent), "{spent}");
     }
 
     #[test]

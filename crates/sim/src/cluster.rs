@@ -457,7 +457,7 @@ impl<T: StepTime + Clone> Fleet<T> {
         replica.load.waiting_prompt_tokens += u64::from(input_tokens);
         replica.load.expected_answer_tokens += u64::from(expected);
         pending.expected = expected;
-        pending.outside = pending.outside + replica.spec.request_time;
+        pending.outside += replica.spec.request_time;
         pending.outcome.replica = chosen as u32;
         if self.free.pop().is_some() {
             self.pending[id] = pending;

@@ -816,11 +816,28 @@ budget: $40/h
         assert_eq!(spec.gpus[2].stock, Stock::Unknown);
         assert_eq!(spec.slo.len(), 2);
         assert_eq!(spec.objective, Objective::MinCost);
-        let floor = spec.quality.unwrap().floor.unwrap();
+        let quality = spec.quality.unwrap();
+        assert_eq!(quality.cascade, None);
+        let floor = quality.floor.unwrap();
         assert_eq!(
             floor,
             Floor::Relative { share: Fraction::new(0.95).unwrap(), model: "llama-3.1-70b".into() }
         );
+    }
+
+    #[test]
+    fn a_cascade_is_a_share() {
+        let with =
+            |share: &str| GOOD.replace("confidence: 0.9", &format!("confidence: 0.9, cascade: {share}"));
+        let spec = parse_spec("boute.yaml", &with("3%")).unwrap();
+        assert_eq!(spec.quality.unwrap().cascade, Fraction::new(0.03));
+        insta::assert_snapshot!(errors(&with("100%")), @r"
+        boute.yaml:11:81: the share of the cascade is not between 0 and 1
+           |
+        11 | quality: {data: q.jsonl, floor: 95% of llama-3.1-70b, confidence: 0.9, cascade: 100%}
+           |                                                                                 ^^^^
+           = help: this is the share of the queries that may be asked twice: give one such as 3%
+        ");
     }
 
     #[test]

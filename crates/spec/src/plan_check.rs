@@ -357,6 +357,7 @@ mod tests {
     use super::*;
     use crate::certificate::{Group, Quantiles, Reference};
     use crate::plan::{Disaggregated, PrefillInstances};
+    use crate::policy::CASCADE_INPUTS;
     use crate::units::{Fraction, UsdPerHour};
 
     /// Made by version 1, and readable for ever.
@@ -485,6 +486,33 @@ mod tests {
           - the certificate falls back on `abacus`, which the policy does not have
           - the certificate's reference does not hold together
         ");
+    }
+
+    #[test]
+    fn a_cascade_fits_the_policy() {
+        let cascading = |draft: &mut PlanDraft, change: &dyn Fn(&mut CascadePolicy)| {
+            let [from, to] = [0, 1].map(|at| draft.routing.models[at].model.clone());
+            let (max_share, weights) = (Fraction::new(0.03).unwrap(), [[0.1; CASCADE_INPUTS]; 2]);
+            let mut cascade = CascadePolicy { from, to, max_share, min_gain: 0.2, weights };
+            change(&mut cascade);
+            draft.routing.cascade = Some(cascade);
+        };
+        let mut draft: PlanDraft = serde_json::from_str(PLAN_V1).unwrap();
+        cascading(&mut draft, &|_| {});
+        let plan = Plan::try_from(draft).unwrap();
+        assert_eq!(Plan::parse("plan.json", &plan.to_json_pretty()), Ok(plan));
+        insta::assert_snapshot!(problems(|draft| cascading(draft, &|it| {
+            it.to = "abacus".into();
+            it.max_share = Fraction::new(1.0).unwrap();
+            it.weights[1][2] = f64::NAN;
+        })), @r"
+        the plan does not hold together:
+          - the cascade names `abacus`, which the policy does not have
+          - the cascade's share of 1 is not between 0 and 1
+          - a number of the cascade is not finite
+        ");
+        let itself = problems(|draft| cascading(draft, &|it| it.to = it.from.clone()));
+        assert!(itself.contains("the cascade asks `llama-3.1-8b` after itself"), "{itself}");
     }
 
     #[test]

@@ -72,6 +72,7 @@ pub(crate) fn paper_like_problem() -> Result<Problem, String> {
         }),
         floor: Some(FloorRule::Relative { share: 0.85, model: 1 }),
         confidence: 0.95,
+        cascade: None,
         objective: spec.objective,
         budget: spec.budget.map(UsdPerHour::get),
         robust: spec.robust,

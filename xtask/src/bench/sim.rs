@@ -168,6 +168,7 @@ fn replay<T: StepTime + Clone>(
         input_tokens: LENGTHS.0,
         output_tokens: &[LENGTHS.1],
         hash_ids,
+        again: None,
     });
     let replicas = vec![spec(step_time, config); load.replicas];
     simulate_each(replicas, &Decider::Constant(0), requests, |_, outcome| done(outcome))

@@ -68,6 +68,17 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
         write_whole(report, html(&data).as_bytes())?;
     }
     printer.data(&plan)?;
+    match (&plan.routing.cascade, loaded.problem.cascade) {
+        (None, Some(_)) => printer.say(
+            "no cascade: one model answers everything, or the planning queries do not show that second answers are worth it (the lengths of their answers, `output_tokens`, are needed)",
+        ),
+        (Some(cascade), _) => printer.say(format_args!(
+            "cascade: {:.1}% of the queries are asked again from {}, at most, and only answers that are not streamed",
+            100.0 * cascade.max_share.get(),
+            cascade.to
+        )),
+        (None, None) => {}
+    }
     printer.text(plan_summary(&plan, printer.width(), printer.colour()));
     printer.say(format_args!("\n{}", next(args, &plan)));
     Ok(if plan.verification.passed { Ending::Done } else { Ending::Unmet })

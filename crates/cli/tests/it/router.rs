@@ -2,6 +2,9 @@
 
 use std::fmt::Write;
 use std::fs;
+use std::path::{Path, PathBuf};
+#[cfg(feature = "embeddings")]
+use std::process::Command;
 
 use serde_json::Value;
 
@@ -95,6 +98,9 @@ fn promises_are_certified_explained_and_drawn() {
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert!(report["pair"]["apgr"].as_f64().unwrap() > 0.7, "{report}");
     assert!(report["pool"]["saved_at_best"].as_f64().unwrap() > 0.2, "{report}");
+    assert!(report.get("against").is_none());
+    let beside = boute(&[&eval[..], &["--against", &router]].concat());
+    assert!(text(&beside.stdout).contains("APGR: +0.0000 (+0.0000 to +0.0000)"), "{}", text(&beside.stdout));
     assert!(fs::read_to_string(&page).unwrap().contains("certified"));
 }
 
@@ -105,7 +111,7 @@ fn tables_of_others_are_read() {
     fs::write(&routellm, "prompt,weak,strong\n\"Is this, law?\",True,False\n").unwrap();
     fs::write(
         &bench,
-        "sample_id,prompt,eval_name,m,m|model_response,m|total_cost\nx.1,\"two\nlines\",gsm8k,0.5,a long answer,0.001\n",
+        "sample_id,prompt,eval_name,m,m|model_response,m|total_cost,oracle_model_to_route_to\nx.1,\"two\nlines\",gsm8k,0.5,a long answer,0.001,m\n",
     )
     .unwrap();
     assert_eq!(boute(&["router", "import", &routellm, &bench, "-o", &out]).status.code(), Some(0));
@@ -116,6 +122,66 @@ fn tables_of_others_are_read() {
     assert_eq!(lines[1]["scores"], serde_json::json!({ "m": 0.5 }));
     fs::write(&bench, "prompt,m\nx,seven\n").unwrap();
     assert!(refused(2, &["router", "import", &bench, "-o", &out]).contains("`seven`"));
+}
+
+/// A BERT of two layers with random weights.
+fn tiny_bert() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../router/tests/oracle/bert")
+}
+
+#[test]
+fn embeddings_are_asked_of_a_folder_that_has_them() {
+    let folder = Folder::new("router-embeddings");
+    let file = folder.file("data.jsonl", &data());
+    let train = |model: &str| refused(2, &["router", "train", &file, "--embeddings", model]);
+    assert!(train(&folder.path("none")).contains("config.json: cannot be read"));
+    if !cfg!(feature = "embeddings") {
+        let message = train(&tiny_bert().display().to_string());
+        assert!(message.contains("built without sentence embeddings"), "{message}");
+        assert!(message.contains("--features embeddings"), "{message}");
+    }
+}
+
+#[cfg(feature = "embeddings")]
+#[test]
+fn ensembles_are_used_with_their_own_model_or_not_at_all() {
+    let folder = Folder::new("router-ensemble");
+    let file = folder.file("data.jsonl", &data());
+    let [router, ensemble, other, cache] =
+        ["router.json", "ensemble.json", "other", "cache"].map(|name| folder.path(name));
+    let model = tiny_bert().display().to_string();
+    let with = |model: &str, arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_boute"));
+        command.args(arguments).env("BOUTE_EMBEDDINGS", model).env("BOUTE_CACHE", &cache);
+        let output = command.output().unwrap();
+        (output.status.code(), text(&output.stdout) + &text(&output.stderr))
+    };
+    let train = ["router", "train", &file, "--models", "small,large", "-o"];
+    assert_eq!(boute(&[&train[..], &[&router]].concat()).status.code(), Some(0));
+    let (code, said) = with(&model, &[&train[..], &[&ensemble, "--embeddings", &model]].concat());
+    assert_eq!(code, Some(0), "{said}");
+    let kept = fs::read_dir(folder.0.join("cache/embeddings")).unwrap().next().unwrap().unwrap();
+    assert_eq!(kept.metadata().unwrap().len(), 600 * (64 + 4 * 32), "what it has read");
+
+    let eval = ["router", "eval", &ensemble, &file, "--against", &router];
+    let (code, said) = with(&model, &eval);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("more than the other router"), "{said}");
+    assert_eq!(with(&model, &eval).1, said, "from the cache");
+    assert_eq!(with(&model, &["router", "certify", &ensemble, &file, "--max-loss", "0.05"]).0, Some(0));
+    let explain = ["router", "explain", &ensemble, "Compute 70 + 13 and halve it."];
+    assert!(with(&model, &explain).1.contains("sentence embedding"));
+
+    assert!(refused(2, &explain).contains("`BOUTE_EMBEDDINGS=FOLDER`"));
+    fs::create_dir(&other).unwrap();
+    for name in ["config.json", "tokenizer.json", "model.safetensors"] {
+        fs::copy(tiny_bert().join(name), Path::new(&other).join(name)).unwrap();
+    }
+    assert_eq!(with(&other, &explain).0, Some(0), "a copy is the same model");
+    let config = fs::read_to_string(tiny_bert().join("config.json")).unwrap();
+    fs::write(Path::new(&other).join("config.json"), config + "\n").unwrap();
+    let (code, said) = with(&other, &explain);
+    assert!(code == Some(2) && said.contains("and given is the model"), "{said}");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod access;
+mod cascade;
 mod certificate;
 mod discovery;
 mod engine;
@@ -80,11 +81,11 @@ fn upstream(model: &str, address: SocketAddr) -> Upstream {
     }
 }
 
-/// Short limits, so that tests are.
+/// Short limits, so that tests are; longer than another process may hold up a token.
 fn limits() -> Limits {
     let mut limits = Limits {
         first_byte: Duration::from_secs(2),
-        silence: Duration::from_millis(300),
+        silence: Duration::from_secs(1),
         check_every: Duration::from_millis(50),
         ..Limits::default()
     };
@@ -294,10 +295,13 @@ async fn an_impossible_gateway_does_not_start() {
     assert!(matches!(Gateway::new(RoutesConfig::default(), nowhere), Err(GatewayError::Log(_))));
 }
 
-/// The load generator through the gateway to a replica measures what the engine itself says.
+/// The load generator through the gateway to a replica measures what the engine itself says. Another process may make any of
+/// that late, and nothing makes it early: of several runs the least late one is what counts.
 #[tokio::test]
 async fn what_is_measured_is_what_the_engine_does() {
-    let gateway = gateway(vec![upstream("m", mock("m").await)], Some("m")).await.address;
+    let config = constant(vec![upstream("m", mock("m").await)], Some("m"));
+    // However late, nothing is cut off.
+    let gateway = Running::start(config, Settings::default()).await.address;
     let requests: Vec<BenchRequest> = (0_u32..40)
         .map(|index| BenchRequest {
             at: SimTime::from_seconds(f64::from(index) * 0.03),
@@ -324,25 +328,33 @@ async fn what_is_measured_is_what_the_engine_does() {
             e2e += at.since(requests[id as usize].at).seconds();
         }
     }
-    let config = BenchConfig {
-        url: format!("http://{gateway}"),
-        model: "auto".into(),
-        models: vec!["m".into()],
-        time_scale: 1.0,
-        clients: None,
-        requests: requests.clone(),
-    };
-    let result = bench(config, |_, _| ()).await;
-    assert_eq!((result.outcomes.len(), result.failed()), (40, 0), "{:?}", result.errors);
-    assert!(
-        result
-            .outcomes
-            .iter()
-            .zip(&requests)
-            .all(|(outcome, request)| outcome.output_tokens == request.max_tokens)
-    );
-    let measured: f64 = result.outcomes.iter().map(|outcome| outcome.e2e.seconds()).sum();
-    assert!((measured / e2e - 1.0).abs() < 0.25, "{measured} {e2e}");
+    let mut least = f64::INFINITY;
+    for _ in 0..8 {
+        let config = BenchConfig {
+            url: format!("http://{gateway}"),
+            model: "auto".into(),
+            models: vec!["m".into()],
+            time_scale: 1.0,
+            clients: None,
+            requests: requests.clone(),
+        };
+        let result = bench(config, |_, _| ()).await;
+        assert_eq!((result.outcomes.len(), result.failed()), (40, 0), "{:?}", result.errors);
+        assert!(
+            result
+                .outcomes
+                .iter()
+                .zip(&requests)
+                .all(|(outcome, request)| outcome.output_tokens == request.max_tokens)
+        );
+        let measured: f64 = result.outcomes.iter().map(|outcome| outcome.e2e.seconds()).sum();
+        assert!(measured > 0.95 * e2e, "early: {measured} {e2e}");
+        least = least.min(measured / e2e);
+        if least < 1.2 {
+            return;
+        }
+    }
+    panic!("late in every run: {least} times what the engine says");
 }
 
 /// In a closed loop there are never more requests under way than clients.

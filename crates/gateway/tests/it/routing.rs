@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use boute_gateway::{RoutesConfig, Settings, Upstream};
 use boute_router::Scorer;
 use boute_router::balance::{Balancing, ReplicaSpeed};
+use boute_router::encoder::Encode;
 use boute_spec::policy::{ModelPenalty, RoutingPolicy};
 use boute_spec::workload::{QualityData, Query, Split};
 use hyper::StatusCode;
@@ -15,7 +17,7 @@ use crate::engine::{Engine, Mood};
 use crate::{Answer, CHAT, Running, SPEED, ask, constant, gateway, limits, send, send_with, upstream};
 
 /// Knows that the small model fails at hard questions, and the large one at none.
-fn scorer() -> Scorer {
+pub(crate) fn scorer(encoder: Option<Arc<dyn Encode>>) -> Scorer {
     let queries = (0..400).map(|number| {
         let hard = number % 2 == 1;
         Query {
@@ -29,18 +31,43 @@ fn scorer() -> Scorer {
         }
     });
     let data = QualityData { models: vec!["small".into(), "large".into()], queries: queries.collect() };
-    Scorer::train(&data, 0, "").unwrap()
+    Scorer::train_with(&data, 0, "", encoder).unwrap()
+}
+
+/// Has no meaning, and takes its time where it is told to.
+#[derive(Debug)]
+struct Slow;
+
+impl Encode for Slow {
+    fn sha256(&self) -> &'static str {
+        "slow"
+    }
+
+    fn dimensions(&self) -> usize {
+        1
+    }
+
+    fn encode(&self, text: &str) -> Option<Vec<f32>> {
+        if text.contains("slowly") {
+            std::thread::sleep(Duration::from_millis(500));
+        }
+        Some(vec![1.0])
+    }
+}
+
+async fn two_models() -> (Running, Engine, Engine) {
+    two_models_scored_by(scorer(None)).await
 }
 
 /// Two models behind a policy by which `large` must be better by 0.3.
-async fn two_models() -> (Running, Engine, Engine) {
+async fn two_models_scored_by(scorer: Scorer) -> (Running, Engine, Engine) {
     let (small, large) = (Engine::start(Mood::Good).await, Engine::start(Mood::Good).await);
     let penalty = |model: &str, lambda| ModelPenalty { model: model.into(), lambda };
     let config = RoutesConfig {
         policy: Some(RoutingPolicy::Utility {
             penalties: vec![penalty("small", 0.0), penalty("large", 0.3)],
         }),
-        scorer: Some(Arc::new(scorer())),
+        scorer: Some(Arc::new(scorer)),
         upstreams: vec![upstream("small", small.address), upstream("large", large.address)],
         aliases: [("gpt-4o", "auto:0.8"), ("mini", "small"), ("best", "auto")]
             .map(|(name, model)| (name.to_owned(), model.to_owned()))
@@ -90,6 +117,30 @@ async fn auto_and_its_forms_choose_by_score() {
     // The body that the engine gets names the concrete model.
     assert!(small.last().contains("\"model\":\"small\""), "{}", small.last());
     assert_eq!(gateway.metric("boute_router_score_count"), 11.0);
+}
+
+/// Half of an ensemble is not what was certified: whoever's embedding is late gets the safe model, and no later turn keeps to it.
+#[tokio::test]
+async fn a_late_embedding_means_the_safe_model() {
+    let (gateway, ..) = two_models_scored_by(scorer(Some(Arc::new(Slow)))).await;
+    let session = [("x-boute-session", "s1")];
+    for (model, text, chosen, reason, late) in [
+        ("auto", "easy question number 1", "small", "policy", 0.0),
+        ("auto", "slowly: easy question number 1", "large", "late embedding", 1.0),
+        ("auto", "easy question number 2", "small", "policy", 1.0),
+        ("auto:0.8", "slowly: easy question number 1", "large", "floor", 2.0),
+        ("small", "slowly: easy question number 1", "small", "asked", 2.0),
+    ] {
+        let answer = send_with(gateway.address, "POST", CHAT, &session, question(model, text)).await;
+        let told = (header(&answer, "x-boute-model"), header(&answer, "x-boute-reason"));
+        assert_eq!(told, (chosen, reason), "{model}: {text}: {}", answer.text);
+        assert_eq!(header(&answer, "x-boute-score").is_empty(), chosen == "large" || reason == "asked");
+        assert_eq!(gateway.metric("boute_embeddings_late_total"), late);
+        if reason == "late embedding" {
+            // The turn ends with the work.
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    }
 }
 
 #[tokio::test]
@@ -216,4 +267,24 @@ async fn load_by_others_is_seen() {
     }
     assert_eq!(idle.requests(), 5);
     direct.abort();
+}
+
+/// An engine that fails requests and passes its health checks is known to be well again by a request alone.
+#[tokio::test]
+async fn a_model_comes_back_from_its_fallback() {
+    let (gateway, _small, large) = two_models().await;
+    large.set(Mood::Status(500));
+    let ask = || send(gateway.address, "POST", CHAT, question("large", "hi"));
+    for _ in 0..3 {
+        assert_eq!(ask().await.status, StatusCode::INTERNAL_SERVER_ERROR);
+    }
+    assert_eq!(header(&ask().await, "x-boute-reason"), "fallback from large");
+    large.set(Mood::Good);
+    for _ in 0..100 {
+        if header(&ask().await, "x-boute-model") == "large" {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    panic!("well again, and not asked");
 }

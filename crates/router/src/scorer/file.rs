@@ -1,11 +1,15 @@
 //! The artefact: JSON with base64 tables.
 
+use std::sync::Arc;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use boute_spec::data_file::DataError;
 use serde::{Deserialize, Serialize};
 
+use super::ensemble::{Ensemble, Heads};
 use super::{Provenance, Scorer};
+use crate::encoder::Encode;
 use crate::features::SURFACE;
 use crate::lengths::Spread;
 use crate::trees::Trees;
@@ -36,6 +40,20 @@ struct ScorerFile {
     best_single: usize,
     novelty: (f32, f32),
     lengths: Vec<Option<Spread>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    embedding: Option<HeadsFile>,
+}
+
+/// Heads on sentence embeddings.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HeadsFile {
+    encoder_sha256: String,
+    dimensions: usize,
+    /// Base64 of little-endian floats.
+    weights: String,
+    linear: Vec<(f64, f64)>,
+    calibration: Vec<(f64, f64)>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -82,17 +100,39 @@ impl Scorer {
             best_single: self.best,
             novelty: self.novelty,
             lengths: self.lengths.clone(),
+            embedding: self.ensemble.as_ref().map(|ensemble| HeadsFile::of(&ensemble.heads)),
         };
         let mut text = serde_json::to_string_pretty(&file).expect("all numbers are finite");
         text.push('\n');
         text
     }
 
-    /// Reads an artefact.
+    /// Reads an artefact that needs no encoder.
     ///
     /// # Errors
-    /// If the text is not one, is of another version, or its parts do not fit together.
+    /// If the text is not one, is of another version, its parts do not fit together, or it was trained with an encoder.
     pub fn parse(file: &str, text: &str) -> Result<Self, DataError> {
+        Self::parse_with(file, text, |encoder_sha256| {
+            Err(DataError {
+                file: file.into(),
+                line: 0,
+                column: 0,
+                message: format!("a router that reads the sentence embeddings of the model {encoder_sha256}"),
+                hint: "give that model: only with it the scores are those that were certified".into(),
+            })
+        })
+    }
+
+    /// Reads an artefact; `encoder` finds the encoder with a SHA-256, if one is needed.
+    ///
+    /// # Errors
+    /// If the text is not an artefact, is of another version, its parts do not fit together, or the encoder is not found or
+    /// another.
+    pub fn parse_with(
+        file: &str,
+        text: &str,
+        encoder: impl FnOnce(&str) -> Result<Arc<dyn Encode>, DataError>,
+    ) -> Result<Self, DataError> {
         let error = |line: usize, message: String| DataError {
             file: file.into(),
             line,
@@ -108,16 +148,31 @@ impl Scorer {
                 format!("a router of version {version}; this boute reads version {VERSION}"),
             ));
         }
-        let read: ScorerFile = serde_json::from_str(text).map_err(not_json)?;
+        let mut read: ScorerFile = serde_json::from_str(text).map_err(not_json)?;
         if read.kind != KIND {
             return Err(error(0, format!("a router of another kind, `{}`", read.kind)));
         }
         let train_queries = u32::try_from(read.provenance.train_queries).unwrap_or(u32::MAX);
-        let scorer = read.into_scorer(train_queries);
-        let scorer = scorer.map_err(|what| error(0, format!("the router artefact is broken: {what}")))?;
-        scorer.is_sound().then_some(scorer).ok_or_else(|| {
-            error(0, "the router artefact is broken: its tables do not fit together".to_owned())
-        })
+        let broken = |what: &str| error(0, format!("the router artefact is broken: {what}"));
+        let embedding = read.embedding.take();
+        let mut scorer = read.into_scorer(train_queries).map_err(broken)?;
+        if let Some(heads) = embedding {
+            let heads = heads.into_heads().map_err(broken)?;
+            let encoder = encoder(&heads.encoder_sha256)?;
+            if encoder.sha256() != heads.encoder_sha256 {
+                let message = format!(
+                    "trained with the sentence embeddings of the model {}, and given is the model {}",
+                    heads.encoder_sha256,
+                    encoder.sha256()
+                );
+                return Err(DataError {
+                    hint: "give the model it was trained with, or train it again with this one".into(),
+                    ..error(0, message)
+                });
+            }
+            scorer.ensemble = Some(Ensemble { encoder, heads });
+        }
+        scorer.is_sound().then_some(scorer).ok_or_else(|| broken("its tables do not fit together"))
     }
 
     fn is_sound(&self) -> bool {
@@ -135,17 +190,41 @@ impl Scorer {
                 .all(|len| *len == models)
             && self.trees.is_sound(models, SURFACE + 1 + models)
             && self.novelty.0 < self.novelty.1
+            && self.ensemble.as_ref().is_none_or(|ensemble| {
+                ensemble.heads.dimensions == ensemble.encoder.dimensions() && ensemble.heads.is_sound(models)
+            })
             && floats.into_iter().all(|value| value.is_finite())
+    }
+}
+
+impl HeadsFile {
+    fn of(heads: &Heads) -> Self {
+        Self {
+            encoder_sha256: heads.encoder_sha256.clone(),
+            dimensions: heads.dimensions,
+            weights: pack_floats(&heads.weights),
+            linear: heads.linear.clone(),
+            calibration: heads.calibration.clone(),
+        }
+    }
+
+    fn into_heads(self) -> Result<Heads, &'static str> {
+        Ok(Heads {
+            weights: unpack_floats(&self.weights)?,
+            encoder_sha256: self.encoder_sha256,
+            dimensions: self.dimensions,
+            linear: self.linear,
+            calibration: self.calibration,
+        })
     }
 }
 
 impl ScorerFile {
     fn into_scorer(self, train_queries: u32) -> Result<Scorer, &'static str> {
-        let words = |text: &str| unpack(text).ok_or("a table is not base64");
-        let integers =
-            |text: &str| words(text).map(|all| all.into_iter().map(u32::from_le_bytes).collect::<Vec<u32>>());
-        let floats =
-            |text: &str| words(text).map(|all| all.into_iter().map(f32::from_le_bytes).collect::<Vec<f32>>());
+        let integers = |text: &str| {
+            unpack(text).map(|all| all.into_iter().map(u32::from_le_bytes).collect::<Vec<u32>>())
+        };
+        let floats = unpack_floats;
         let surface = "the surface features are not as many as this boute reads";
         let thresholds = floats(&self.trees.thresholds)?;
         if thresholds.len() != self.trees.columns.len() {
@@ -170,6 +249,7 @@ impl ScorerFile {
             best: self.best_single,
             novelty: self.novelty,
             lengths: self.lengths,
+            ensemble: None,
         })
     }
 }
@@ -182,8 +262,12 @@ fn pack_floats(values: &[f32]) -> String {
     pack(values.iter().map(|value| value.to_le_bytes()))
 }
 
-fn unpack(text: &str) -> Option<Vec<[u8; 4]>> {
-    let bytes = BASE64.decode(text).ok()?;
+fn unpack(text: &str) -> Result<Vec<[u8; 4]>, &'static str> {
+    let bytes = BASE64.decode(text).map_err(|_| "a table is not base64")?;
     let (words, rest) = bytes.as_chunks::<4>();
-    rest.is_empty().then(|| words.to_vec())
+    if rest.is_empty() { Ok(words.to_vec()) } else { Err("a table ends within a number") }
+}
+
+fn unpack_floats(text: &str) -> Result<Vec<f32>, &'static str> {
+    unpack(text).map(|all| all.into_iter().map(f32::from_le_bytes).collect())
 }

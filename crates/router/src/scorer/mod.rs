@@ -7,17 +7,26 @@
 //! *difference* of two models' scores is what matters (RouteLLM's data: area under the recovered-gap curve 0.68, against
 //! 0.58 for routing on the small model's score alone).
 //!
+//! A scorer that was trained with an [encoder](crate::encoder) is an *ensemble*: the mean of these log odds and of those of a
+//! head on a sentence embedding, calibrated anew.
+//!
 //! A conversation with many words that training has not seen is *novel*: its scores shrink towards the models' means, and
 //! past a limit the best single model gets the score 1 and the others 0, so that it answers under every policy that has it.
 
+mod ensemble;
 mod file;
 mod train;
+
+use std::sync::Arc;
 
 use boute_spec::workload::Query;
 use serde::{Deserialize, Serialize};
 
 pub use train::TooFewRows;
 
+use ensemble::Ensemble;
+
+use crate::encoder::Encode;
 use crate::features::{SURFACE, SURFACE_NAMES, Scratch, read};
 use crate::lengths::{QUANTILES, Spread};
 use crate::logistic::sigmoid;
@@ -62,6 +71,8 @@ pub struct Scorer {
     novelty: (f32, f32),
     /// Per model; empty if no length is recorded.
     lengths: Vec<Option<Spread>>,
+    /// A second opinion from sentence embeddings.
+    ensemble: Option<Ensemble>,
 }
 
 /// Standardised surface features beyond this many spreads are cut.
@@ -77,6 +88,10 @@ impl Scorer {
     fn standard(&self, surface: &[f32; SURFACE], at: usize) -> f32 {
         let far = FURTHEST * train::SURFACE_WEIGHT;
         ((surface[at] - self.surface_mean[at]) * self.surface_scale[at]).clamp(-far, far)
+    }
+
+    fn standard_surface(&self, scratch: &Scratch) -> [f32; SURFACE] {
+        std::array::from_fn(|at| self.standard(&scratch.surface, at))
     }
 
     /// Runs the linear heads on what `scratch` has read, and measures its novelty.
@@ -124,15 +139,39 @@ impl Scorer {
     }
 
     /// The score each model is expected to get with its next answer to a conversation, given by its messages in order.
-    /// Allocates nothing once `scratch` has grown. Afterwards [`Scratch::novelty`] and [`Self::answer_tokens`] speak of
-    /// this conversation.
+    /// Allocates nothing once `scratch` has grown, unless there is an [`Self::encoder`]: that is run, which takes tens of
+    /// milliseconds. Afterwards [`Scratch::novelty`] and [`Self::answer_tokens`] speak of this conversation.
     ///
     /// # Panics
     /// If `out` is not as long as [`Self::models`].
     pub fn score_conversation(&self, messages: &[&str], scratch: &mut Scratch, out: &mut [f32]) {
+        let embedding = self.embedding(messages);
+        self.score_embedded(messages, embedding.as_deref(), scratch, out);
+    }
+
+    /// The same with the sentence embedding at hand, for callers who do not wait for it: its messages joined by line ends, by
+    /// [`Self::encoder`]. Where there is an encoder and no embedding, the best single model gets the score 1 and the others 0,
+    /// as with novel conversations: half of an ensemble is not what was calibrated or certified.
+    ///
+    /// # Panics
+    /// If `out` is not as long as [`Self::models`], or `embedding` not as long as the encoder's.
+    pub fn score_embedded(
+        &self,
+        messages: &[&str],
+        embedding: Option<&[f32]>,
+        scratch: &mut Scratch,
+        out: &mut [f32],
+    ) {
         self.odds(messages, scratch, out);
         let (start, end) = self.novelty;
-        if scratch.novelty >= end {
+        if let (Some(ensemble), Some(embedding)) = (&self.ensemble, embedding) {
+            assert_eq!(embedding.len(), ensemble.heads.dimensions, "an embedding of another encoder");
+            let surface = self.standard_surface(scratch);
+            for (model, out) in out.iter_mut().enumerate() {
+                *out = ensemble.heads.odds(model, embedding, &surface, f64::from(*out)) as f32;
+            }
+        }
+        if scratch.novelty >= end || (self.ensemble.is_some() && embedding.is_none()) {
             out.fill(0.0);
             out[self.best] = 1.0;
             return;
@@ -143,7 +182,15 @@ impl Scorer {
         }
     }
 
-    /// Calibrated log odds, before novelty is looked at.
+    fn embedding(&self, messages: &[&str]) -> Option<Vec<f32>> {
+        let encoder = self.encoder()?;
+        match messages {
+            [only] => encoder.encode(only),
+            _ => encoder.encode(&messages.join("\n")),
+        }
+    }
+
+    /// Calibrated log odds without embeddings, before novelty is looked at.
     fn odds(&self, messages: &[&str], scratch: &mut Scratch, out: &mut [f32]) {
         assert_eq!(out.len(), self.models.len(), "one score per model");
         read(messages, scratch);
@@ -171,6 +218,11 @@ impl Scorer {
     /// The median of [`Self::answer_tokens`]; 0 if training knew no lengths of that model.
     pub fn expected_tokens(&self, scratch: &Scratch, model: usize) -> f32 {
         self.answer_tokens(scratch, model).map_or(0.0, |quantiles| quantiles[QUANTILES.len() / 2])
+    }
+
+    /// What makes the sentence embeddings that it was trained with, if it was.
+    pub fn encoder(&self) -> Option<&Arc<dyn Encode>> {
+        self.ensemble.as_ref().map(|ensemble| &ensemble.encoder)
     }
 
     /// The models, in the order of the scores.
@@ -248,8 +300,12 @@ impl Scorer {
         let mut scratch = Scratch::default();
         let mut scores = vec![0.0; self.models.len()];
         let mut scored = ScoredQueries::new(models.to_vec());
-        for query in queries {
-            self.score(&query.prompt, &mut scratch, &mut scores);
+        let queries: Vec<&Query> = queries.collect();
+        let texts = queries.iter().map(|query| query.prompt.as_str());
+        let embeddings = self.encoder().map(|encoder| encoder.encode_all(&texts.collect::<Vec<_>>()));
+        for (at, query) in queries.into_iter().enumerate() {
+            let embedding = embeddings.as_ref().and_then(|all| all[at].as_deref());
+            self.score_embedded(&[&query.prompt], embedding, &mut scratch, &mut scores);
             scored.push(query, order.iter().map(|at| scores[*at]), scratch.novelty());
             scored.expected_tokens.extend(order.iter().map(|at| self.expected_tokens(&scratch, *at)));
         }
@@ -277,6 +333,13 @@ impl Scorer {
                 (name, of(model) - of(other))
             })
             .collect();
+        if let Some((ensemble, embedding)) = self.ensemble.as_ref().zip(self.embedding(messages)) {
+            let surface = self.standard_surface(&scratch);
+            let own = |model: usize| ensemble.heads.own(model, &embedding, &surface);
+            // Each opinion is half of the mean.
+            reasons.iter_mut().for_each(|(_, part)| *part /= 2.0);
+            reasons.push(("sentence embedding".into(), ((own(model) - own(other)) / 2.0) as f32));
+        }
         reasons.sort_by(|a, b| b.1.abs().total_cmp(&a.1.abs()).then(a.0.cmp(&b.0)));
         reasons
     }

@@ -2,13 +2,16 @@
 //! heads that were not trained on them (cross-fitting).
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use boute_spec::workload::{QualityData, Query, Split};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
+use super::ensemble::Ensemble;
 use super::{Provenance, Scorer};
+use crate::encoder::Encode;
 use crate::features::{SURFACE, Scratch, read};
 use crate::lengths::{FEWEST_ANSWERS, Spread};
 use crate::logistic::{Row, logit_of_mean, platt};
@@ -55,6 +58,20 @@ impl Scorer {
     /// # Errors
     /// If the training split has too few queries.
     pub fn train(data: &QualityData, seed: u64, data_sha256: &str) -> Result<Self, TooFewRows> {
+        Self::train_with(data, seed, data_sha256, None)
+    }
+
+    /// The same as an ensemble with heads on the sentence embeddings of `encoder`, if there is one. The default scorer in it
+    /// is the one that [`Self::train`] makes.
+    ///
+    /// # Errors
+    /// If the training split has too few queries.
+    pub fn train_with(
+        data: &QualityData,
+        seed: u64,
+        data_sha256: &str,
+        encoder: Option<Arc<dyn Encode>>,
+    ) -> Result<Self, TooFewRows> {
         let train: Vec<&Query> = data.split(Split::Train).collect();
         if train.len() < FEWEST_TRAIN {
             return Err(TooFewRows { rows: train.len(), needed: FEWEST_TRAIN });
@@ -81,7 +98,12 @@ impl Scorer {
         }
         let means = |model: &usize| scorer.prior[*model];
         scorer.best = models.clone().rev().max_by(|a, b| means(a).total_cmp(&means(b))).unwrap_or(0);
-        scorer.fit_trees(&train, &readings, &heads);
+        let unseen = scorer.fit_trees(&train, &readings, &heads);
+        scorer.ensemble = encoder.map(|encoder| {
+            let surfaces: Vec<_> =
+                readings.iter().map(|reading| scorer.standard_surface(&reading.scratch)).collect();
+            Ensemble::fit(encoder, &train, &surfaces, &unseen, seed)
+        });
         let lengths: Vec<Option<(Head, Spread)>> = models
             .into_par_iter()
             .map(|model| length_head(&rows, &train, model, columns, seed.wrapping_add(1 + model as u64)))
@@ -127,6 +149,7 @@ impl Scorer {
             best: 0,
             novelty: (1.0, 1.0),
             lengths: Vec::new(),
+            ensemble: None,
         };
         let readings: Vec<Reading> = scratches
             .into_iter()
@@ -159,8 +182,9 @@ impl Scorer {
         unseen / (seen + unseen).max(1e-6)
     }
 
-    /// Trees on the surface, the novelty and the heads, and the calibration of all of it.
-    fn fit_trees(&mut self, train: &[&Query], readings: &[Reading], heads: &[Head]) {
+    /// Trees on the surface, the novelty and the heads, and the calibration of all of it. Returns the calibrated log odds
+    /// (row-major) of each query by heads and trees that were not trained on it.
+    fn fit_trees(&mut self, train: &[&Query], readings: &[Reading], heads: &[Head]) -> Vec<f64> {
         let models = heads.len();
         let columns = SURFACE + 1 + models;
         let mut inputs = Table { values: Vec::with_capacity(train.len() * columns), columns };
@@ -197,6 +221,11 @@ impl Scorer {
             self.calibration[model] = platt(&column(&unseen), &wanted);
         }
         self.trees = Trees::fit(&inputs, &odds, &targets);
+        let calibrated = |(at, odds): (usize, f64)| {
+            let (a, b) = self.calibration[at % models];
+            a * odds + b
+        };
+        unseen.into_iter().enumerate().map(calibrated).collect()
     }
 
     /// Interleaves the weights of all heads.
@@ -223,7 +252,7 @@ impl Scorer {
 /// Targets drawn half-way to the mean of their task. One answer is a noisy sample of how hard a query is; its task says some
 /// of it, and the heads learn to know tasks by their words. (RouteLLM's data, cross-validated: APGR 0.687 → 0.691, with
 /// whole tasks left out 0.601 → 0.612.)
-fn smoothed(train: &[&Query], targets: &[f32]) -> Vec<f32> {
+pub(super) fn smoothed(train: &[&Query], targets: &[f32]) -> Vec<f32> {
     let mut sums: BTreeMap<&str, (f32, f32)> = BTreeMap::new();
     for (query, target) in train.iter().zip(targets) {
         let sum = sums.entry(&query.task).or_default();
@@ -237,14 +266,14 @@ fn smoothed(train: &[&Query], targets: &[f32]) -> Vec<f32> {
 }
 
 /// A linear head, and its outputs for rows it was not fitted to.
-struct Head {
-    weights: Vec<f32>,
-    unseen: Vec<f64>,
+pub(super) struct Head {
+    pub(super) weights: Vec<f32>,
+    pub(super) unseen: Vec<f64>,
 }
 
 impl Head {
     /// Fits all rows, and the rows outside of each part, with `fit(rows, targets, rng) -> weights`.
-    fn fit(
+    pub(super) fn fit(
         rows: &[&Row],
         targets: &[f32],
         seed: u64,

@@ -1,5 +1,7 @@
 //! The router as its users meet it: train, keep, score.
 
+mod encoder;
+
 use boute_router::{Scorer, Scratch};
 use boute_spec::workload::{QualityData, Query, Split};
 use proptest::prelude::*;

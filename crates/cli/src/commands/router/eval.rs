@@ -4,8 +4,9 @@ use std::fmt::Write;
 use std::path::PathBuf;
 
 use boute_render::router::{Calibration, RouterPage};
-use boute_router::eval::{Ranking, Report, report};
+use boute_router::eval::{Comparison, Gain, Ranking, Report, compare, report};
 use comfy_table::{Table, presets};
+use serde::Serialize;
 
 use super::certify::Certificate;
 use super::{Part, assignment, costs, read_router, score};
@@ -26,6 +27,9 @@ pub(crate) struct Eval {
     /// What an answer of a model costs, in any unit: MODEL=NUMBER, once per model. Adds what the whole pool saves.
     #[arg(long = "cost", value_parser = assignment)]
     costs: Vec<(String, f64)>,
+    /// Another router, to be judged on the same queries: what this one gains over it.
+    #[arg(long, value_name = "ROUTER")]
+    against: Option<PathBuf>,
     /// Write a page with pictures here.
     #[arg(long)]
     report: Option<PathBuf>,
@@ -49,9 +53,43 @@ pub(super) fn run(args: &Eval, printer: Printer) -> Result<Ending, Failure> {
         write_whole(path, page.html().as_bytes())?;
         printer.say(format_args!("wrote {}", path.display()));
     }
-    printer.data(&report)?;
+    let mut against = None;
+    if let Some(path) = &args.against {
+        let (other, input) = read_router(path)?;
+        if other.models() != scorer.models() {
+            let hint = format!(
+                "it knows {}, and this one {}",
+                other.models().join(", "),
+                scorer.models().join(", ")
+            );
+            return Err(Failure::input(format_args!("`{}` is for other models", input.name), hint));
+        }
+        against = compare(&scored.queries, &score(&other, &args.data, args.split)?.queries);
+    }
+    printer.data(&Judged { report: &report, against })?;
     printer.text(as_text(&report));
+    if let Some(against) = &against {
+        printer.text(gains_as_text(against));
+    }
     Ok(Ending::Done)
+}
+
+#[derive(Serialize)]
+struct Judged<'a> {
+    #[serde(flatten)]
+    report: &'a Report,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    against: Option<Comparison>,
+}
+
+fn gains_as_text(against: &Comparison) -> String {
+    let mut text = "\nmore than the other router, with 95 % interval\n".to_owned();
+    for (name, Gain { value, low, high }) in
+        [("APGR", against.apgr), ("AUC of the weak model", against.auc), ("Brier score of it", against.brier)]
+    {
+        let _ = writeln!(text, "  {name}: {value:+.4} ({low:+.4} to {high:+.4})");
+    }
+    text
 }
 
 /// The report as plain numbers for the page.

@@ -15,6 +15,8 @@ use crate::printer::Printer;
 const PROMPTS: [&str; 3] = ["prompt", "query", "question"];
 const IDS: [&str; 3] = ["id", "sample_id", ""];
 const TASKS: [&str; 4] = ["task", "eval_name", "dataset", "category"];
+/// What RouterBench says beside, of all models together.
+const OTHERS: [&str; 1] = ["oracle_model_to_route_to"];
 
 /// Imports scores.
 #[derive(Debug, clap::Args)]
@@ -71,7 +73,7 @@ fn table(args: &Import, input: &Input, stem: &str) -> Result<Vec<Value>, Failure
     let (id, task) = (column(&IDS), column(&TASKS));
     let is_model = |name: &str| {
         if args.models.is_empty() {
-            !name.contains('|') && ![&PROMPTS[..], &IDS, &TASKS].concat().contains(&name)
+            !name.contains('|') && ![&PROMPTS[..], &IDS, &TASKS, &OTHERS].concat().contains(&name)
         } else {
             args.models.iter().any(|model| model == name)
         }

@@ -7,6 +7,7 @@ use boute_spec::data_file::parse_quality;
 use boute_spec::digest::sha256_hex;
 use boute_spec::workload::{QualityData, Query, Split};
 
+use crate::encoder::{self, read_scorer};
 use crate::failure::{Ending, Failure};
 use crate::files::{Input, write_whole};
 use crate::printer::Printer;
@@ -45,6 +46,10 @@ pub(crate) struct Train {
     /// Seed of every random choice.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Score by sentence embeddings too: the folder of a BERT or MiniLM embedder, with config.json, tokenizer.json and
+    /// model.safetensors. Whoever uses the router sets `BOUTE_EMBEDDINGS` to that folder.
+    #[arg(long, value_name = "FOLDER")]
+    embeddings: Option<PathBuf>,
 }
 
 /// A part of quality data.
@@ -89,8 +94,7 @@ fn read_router(path: &Path) -> Result<(Scorer, Input), Failure> {
         let hint = "a plan's router is in the file beside it: `plan.router.json`";
         return Err(Failure::input(format_args!("`{}` is a plan, and a router is wanted", input.name), hint));
     }
-    let scorer = Scorer::parse(&input.name, &input.text).map_err(Failure::told)?;
-    Ok((scorer, input))
+    Ok((read_scorer(&input)?, input))
 }
 
 /// The queries of a part, and what the router says of them.
@@ -149,7 +153,9 @@ fn costs(given: &[(String, f64)], models: &[String]) -> Result<Option<Vec<f64>>,
 
 fn train(args: &Train, printer: Printer) -> Result<Ending, Failure> {
     let (data, input) = read(&args.data, &args.models)?;
-    let scorer = Scorer::train(&data, args.seed, &input.sha256).map_err(Failure::told)?;
+    let encoder = args.embeddings.as_deref().map(encoder::open).transpose().map_err(Failure::told)?;
+    let sha256 = encoder.as_ref().map(|encoder| encoder.sha256().to_owned());
+    let scorer = Scorer::train_with(&data, args.seed, &input.sha256, encoder).map_err(Failure::told)?;
     let text = scorer.to_json();
     write_whole(&args.output, text.as_bytes())?;
     let provenance = scorer.provenance();
@@ -162,6 +168,7 @@ fn train(args: &Train, printer: Printer) -> Result<Ending, Failure> {
         "router": args.output,
         "models": scorer.models(),
         "provenance": provenance,
+        "embeddings_sha256": sha256,
         "sha256": sha256_hex(text.as_bytes()),
     }))?;
     Ok(Ending::Done)
