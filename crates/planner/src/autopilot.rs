@@ -37,7 +37,7 @@ const SLACK: f64 = 0.1;
 /// A fleet decided on in an interval is ready in the next.
 const READY: usize = 1;
 /// Moves of a day that are kept for rates that what runs cannot carry.
-const KEPT_MOVES: usize = 1;
+const KEPT_MOVES: usize = 2;
 /// Seconds until a failed act is tried again: doubled each time, up to the second.
 const RETRY_S: (u64, u64) = (30, 900);
 
@@ -50,7 +50,7 @@ pub struct Settings {
     pub every_s: u64,
     /// The moments of the day's moves are chosen for this time to come.
     pub ahead_s: u64,
-    /// Moves to another fleet within a day, at most. The last is kept for rates that what runs cannot carry.
+    /// Moves to another fleet within a day, at most. The last two are kept for rates that what runs cannot carry.
     pub moves_per_day: usize,
     /// What moving takes and when it is worth it.
     pub terms: Terms,
@@ -511,22 +511,10 @@ impl Autopilot {
             let hours = (intervals as u64 * self.settings.interval_s) as f64 / 3600.0;
             terms.horizon_h = terms.horizon_h.min(hours);
         }
+        // Nothing can follow the last move of a day.
         let left = self.settings.moves_per_day.saturating_sub(self.moves_today(signals.now_s));
-        let least = if left <= 1 { self.least_of_the_last(signals, &schedule) } else { 0.0 };
+        let least = if left <= 1 { self.highest_of_a_day(signals.now_s) / signals.stands } else { 0.0 };
         Some(Question { trigger, rate: next.rate, moved_rate: next.moved.max(least), mix, terms })
-    }
-
-    /// What the last move of a day must be for, since nothing can follow it: all that comes until a move is allowed again; of a day of which
-    /// nothing is known, the highest rate so far.
-    fn least_of_the_last(&self, signals: &Signals, schedule: &Schedule) -> f64 {
-        let now = signals.now_s / self.settings.interval_s;
-        if self.state.rates.first_key_value().is_none_or(|(first, _)| first + self.per_day() > now) {
-            return self.highest_of_a_day(signals.now_s) / signals.stands;
-        }
-        let with_it = self.settings.moves_per_day.saturating_sub(2);
-        let oldest_s = self.state.moves.iter().rev().nth(with_it).copied().unwrap_or_default();
-        let free = ((oldest_s + DAY_S) / self.settings.interval_s + 1).saturating_sub(now) as usize;
-        schedule.need.iter().take(free).copied().fold(0.0, f64::max)
     }
 
     /// The day to come: what a fleet must carry, and the moves that may be made to save.

@@ -3,13 +3,12 @@
 //! ```text
 //! expected(s) = usual(s) × level
 //! usual(s)    = median over the last 7 days of (rate of the interval before + 2 × at the same time of day + after) / 4
-//! level       = median over the last 8 intervals of rate / what is usual for it, within 1/2 and 2
+//! level       = (rate of the last 4 intervals) / (what is usual for them), within 1/2 and 2
 //! margin      = 95 % quantile over the last 3 days of rate / what was expected of it an hour before, within 1.05 and 2
 //! ```
-//! The level is a median, so that a burst of less than an hour is not taken for the level of a whole day. Where no earlier day is known,
-//! the rate of the last two intervals is expected to go on, and the margin is 1.3 (assumed); from there it goes to what is measured,
-//! by as much as there is of 24 intervals to measure it on. The margin is what bursts and growth have surpassed the forecast by: it
-//! follows them. What is above all that in the last interval is a burst, which the next two are to be ready for.
+//! Where no earlier day is known, the rate of the last two intervals is expected to go on, and the margin is 1.3 (assumed) until
+//! there are 24 intervals to measure it on. The margin is what bursts and growth have surpassed the forecast by: it follows them. What is
+//! above all that in the last interval is a burst, which the next two are to be ready for.
 
 use std::collections::BTreeMap;
 
@@ -17,17 +16,17 @@ use boute_spec::outcome::quantile;
 
 /// Days that the daily pattern is taken from.
 const DAYS: u64 = 7;
-/// Intervals that say at which level the pattern runs now: what half of them have is no burst.
-const LEVEL: u64 = 8;
+/// Intervals that say at which level the pattern runs now.
+const LEVEL: u64 = 4;
 /// The level is believed within this factor.
 const MOST_LEVEL: f64 = 2.0;
 /// Days on which the margin is measured, the share of intervals it covers, and its limits.
 const MARGIN_DAYS: u64 = 3;
 const COVERED: f64 = 0.95;
 const MARGINS: (f64, f64) = (1.05, 2.0);
-/// Without anything to measure it on, and the intervals that are enough.
+/// Without enough to measure it on.
 const ASSUMED_MARGIN: f64 = 1.3;
-const ENOUGH_MEASURED: usize = 24;
+const FEWEST_MEASURED: usize = 24;
 /// Intervals for which a burst is expected to go on.
 const BURST: u64 = 2;
 
@@ -66,11 +65,9 @@ impl Forecast<'_> {
 
     /// How many times what is usual the last intervals had.
     fn level(&self, known: u64, count: u64) -> f64 {
-        let of_usual =
-            |(at, rate)| self.usual(at, known).filter(|usual| *usual > 0.0).map(|usual| rate / usual);
-        let mut levels: Vec<f64> = self.last(count, known).filter_map(of_usual).collect();
-        levels.sort_unstable_by(f64::total_cmp);
-        if levels.is_empty() { 1.0 } else { quantile(&levels, 0.5).clamp(1.0 / MOST_LEVEL, MOST_LEVEL) }
+        let pairs = self.last(count, known).filter_map(|(at, rate)| Some((rate, self.usual(at, known)?)));
+        let (now, then) = pairs.fold((0.0, 0.0), |(now, then), pair| (now + pair.0, then + pair.1));
+        if then > 0.0 { (now / then).clamp(1.0 / MOST_LEVEL, MOST_LEVEL) } else { 1.0 }
     }
 
     fn last(&self, count: u64, known: u64) -> impl Iterator<Item = (u64, f64)> {
@@ -103,13 +100,11 @@ impl Forecast<'_> {
                 (expected > 0.0).then(|| rate / expected)
             })
             .collect();
-        if surpassed.is_empty() {
+        if surpassed.len() < FEWEST_MEASURED {
             return ASSUMED_MARGIN;
         }
         surpassed.sort_unstable_by(f64::total_cmp);
-        let measured = quantile(&surpassed, COVERED).clamp(MARGINS.0, MARGINS.1);
-        let known = (surpassed.len() as f64 / ENOUGH_MEASURED as f64).min(1.0);
-        ASSUMED_MARGIN.powf(1.0 - known) * measured.powf(known)
+        quantile(&surpassed, COVERED).clamp(MARGINS.0, MARGINS.1)
     }
 }
 

@@ -1,5 +1,6 @@
 //! When the autopilot moves and for which rates, over many weeks and without a planner: a fleet is taken to cost what its rate is in
-//! proportion to, and to keep its promises up to the rate that it stands. Rules are chosen by this, on weeks other than the one judged.
+//! proportion to, and to keep its promises up to the rate that it stands. Replicas are whole and GPUs are lost in truth, so that a rule that does
+//! better here must still be flown through whole weeks, none of them the one judged.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +14,7 @@ use super::autopilot::{INTERVAL_S, PER_DAY, READY_S, SEEN_DAYS, rates};
 /// How many times the rate that it is for a fleet stands.
 const STANDS: f64 = 1.05;
 
-/// Weeks that rules are chosen on.
+/// Weeks that rules are tried on.
 const SEEDS: std::ops::Range<u64> = 100..120;
 
 /// What a week comes to.

@@ -91,7 +91,7 @@ pub(crate) fn run(arguments: &[&str]) -> ExitCode {
         }
         _ => {
             eprintln!(
-                "usage: cargo xtask bench [perf | sim | mobo | planner | router | autopilot] [small], or (mobo | planner) pictures FOLDER"
+                "usage: cargo xtask bench [perf | sim | mobo | planner | router | autopilot] [small], (mobo | planner) pictures FOLDER, or autopilot (SEED | rates)"
             );
             return ExitCode::from(2);
         }

@@ -138,7 +138,7 @@ fn a_daily_pattern_takes_few_moves_and_noise_none() {
         }
     }
     let within_a_day = |from: u64| moves.iter().filter(|at| (from..from + PER_DAY).contains(*at)).count();
-    // The last is kept for surprises; beyond the first day, of which nothing was known, there are few.
+    // The last two are kept for surprises; beyond the first day, of which nothing was known, there are few.
     let mut known = moves.iter().filter(|from| **from >= PER_DAY);
     assert!(known.all(|from| within_a_day(*from) <= 5), "{moves:?}");
     let learnt = moves.iter().filter(|at| **at >= 2 * PER_DAY).count();
