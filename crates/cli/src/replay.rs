@@ -154,11 +154,11 @@ fn second_answers(plan: &PlanDraft, decider: &Decider, scores: &[f32], seed: u64
         Some((from, to, cascade.max_share.get() / shares[from].load_fraction.get().max(f64::MIN_POSITIVE)))
     });
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let mut drawn = |scores: &[f32]| {
+    let drawn = |scores: &[f32]| {
         let (from, to, chance) = bound?;
         (decider.decide(scores).model == from && rng.random::<f64>() < chance).then_some(to)
     };
-    scores.chunks(shares.len()).map(|scores| drawn(scores)).collect()
+    scores.chunks(shares.len()).map(drawn).collect()
 }
 
 /// The policy that follows the larger score.

