@@ -122,7 +122,7 @@ async fn auto_and_its_forms_choose_by_score() {
 /// Half of an ensemble is not what was certified: whoever's embedding is late gets the safe model, and no later turn keeps to it.
 #[tokio::test]
 async fn a_late_embedding_means_the_safe_model() {
-    let (gateway, ..) = two_models_scored_by(scorer(Some(Arc::new(Slow)))).await;
+    let (gateway, _small, _large) = two_models_scored_by(scorer(Some(Arc::new(Slow)))).await;
     let session = [("x-boute-session", "s1")];
     let ask = async |model: &str, text: &str| {
         let answer = send_with(gateway.address, "POST", CHAT, &session, question(model, text)).await;
