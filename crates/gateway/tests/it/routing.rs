@@ -124,23 +124,30 @@ async fn auto_and_its_forms_choose_by_score() {
 async fn a_late_embedding_means_the_safe_model() {
     let (gateway, _small, _large) = two_models_scored_by(scorer(Some(Arc::new(Slow)))).await;
     let session = [("x-boute-session", "s1")];
-    for (model, text, chosen, reason, late) in [
-        ("auto", "easy question number 1", "small", "policy", 0.0),
-        ("auto", "slowly: easy question number 1", "large", "late embedding", 1.0),
-        ("auto", "easy question number 2", "small", "policy", 1.0),
-        ("auto:0.8", "slowly: easy question number 1", "large", "floor", 2.0),
-        ("small", "slowly: easy question number 1", "small", "asked", 2.0),
-    ] {
+    let ask = async |model: &str, text: &str| {
         let answer = send_with(gateway.address, "POST", CHAT, &session, question(model, text)).await;
-        let told = (header(&answer, "x-boute-model"), header(&answer, "x-boute-reason"));
-        assert_eq!(told, (chosen, reason), "{model}: {text}: {}", answer.text);
-        assert_eq!(header(&answer, "x-boute-score").is_empty(), chosen == "large" || reason == "asked");
-        assert_eq!(gateway.metric("boute_embeddings_late_total"), late);
-        if reason == "late embedding" {
-            // The turn ends with the work.
-            tokio::time::sleep(Duration::from_millis(500)).await;
+        let of = |name: &str| header(&answer, name).to_owned();
+        [of("x-boute-model"), of("x-boute-reason"), of("x-boute-score")]
+    };
+    // A busy machine may be late at first, and after a turn that has not ended.
+    let in_time = async || {
+        for _ in 0..50 {
+            let [model, reason, score] = ask("auto", "easy question number 1").await;
+            if reason == "policy" {
+                assert!(model == "small" && !score.is_empty(), "{model} {score}");
+                return;
+            }
+            assert_eq!((model.as_str(), reason.as_str()), ("large", "late embedding"));
         }
-    }
+        panic!("always late");
+    };
+    in_time().await;
+    let late = gateway.metric("boute_embeddings_late_total");
+    assert_eq!(ask("auto", "slowly: easy question number 1").await, ["large", "late embedding", ""]);
+    assert_eq!(ask("auto:0.8", "slowly: easy question number 1").await, ["large", "floor", ""]);
+    assert_eq!(gateway.metric("boute_embeddings_late_total"), late + 2.0);
+    in_time().await;
+    assert_eq!(ask("small", "slowly: easy question number 1").await, ["small", "asked", ""]);
 }
 
 #[tokio::test]

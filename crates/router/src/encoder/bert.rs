@@ -15,7 +15,7 @@ use super::{Encode, FILES, digest};
 use crate::features::{HEAD_BYTES, TAIL_BYTES};
 
 /// Tokens read of a text, however many positions the model has: what bounds the time of an embedding. Sentence-transformers
-/// reads as many with the MiniLM models.
+/// reads as many with the `MiniLM` models.
 const MOST_TOKENS: usize = 256;
 /// A quarter of them are the text's last ones: a conversation ends with the question.
 const TAIL_SHARE: usize = 4;
@@ -129,7 +129,9 @@ impl Encode for Bert {
         if !(length.is_finite() && length > 0.0) {
             return None;
         }
-        mean.iter_mut().for_each(|x| *x /= length);
+        for x in &mut mean {
+            *x /= length;
+        }
         Some(mean)
     }
 }

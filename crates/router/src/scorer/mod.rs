@@ -337,7 +337,9 @@ impl Scorer {
             let surface = self.standard_surface(&scratch);
             let own = |model: usize| ensemble.heads.own(model, &embedding, &surface);
             // Each opinion is half of the mean.
-            reasons.iter_mut().for_each(|(_, part)| *part /= 2.0);
+            for (_, part) in &mut reasons {
+                *part /= 2.0;
+            }
             reasons.push(("sentence embedding".into(), ((own(model) - own(other)) / 2.0) as f32));
         }
         reasons.sort_by(|a, b| b.1.abs().total_cmp(&a.1.abs()).then(a.0.cmp(&b.0)));
