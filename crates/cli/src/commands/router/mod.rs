@@ -46,7 +46,7 @@ pub(crate) struct Train {
     /// Seed of every random choice.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Score by sentence embeddings too: the folder of a BERT or MiniLM embedder, with config.json, tokenizer.json and
+    /// Score by sentence embeddings too: the folder of a BERT sentence embedder, with config.json, tokenizer.json and
     /// model.safetensors. Whoever uses the router sets `BOUTE_EMBEDDINGS` to that folder.
     #[arg(long, value_name = "FOLDER")]
     embeddings: Option<PathBuf>,
