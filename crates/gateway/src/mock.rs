@@ -6,14 +6,17 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::IpAddr;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use boute_perf::StepTime;
 use boute_sim::{Engine, EngineConfig, EngineEvent, EngineRequest};
 use boute_spec::units::SimTime;
 use bytes::Bytes;
-use http_body_util::{BodyExt, channel::Channel};
+use http_body_util::BodyExt;
+use hyper::body::{Body as HttpBody, Frame};
 use hyper::header::{self, HeaderValue};
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -318,6 +321,22 @@ async fn answer(replica: Arc<Replica>, request: Request, endpoint: Endpoint) -> 
     Ok(json_response(answer.whole().to_string()))
 }
 
+/// The pieces of a streamed answer, all of them: `http_body_util`'s channel loses the last one where its sender is dropped while
+/// the body is asked for it.
+struct Pieces(mpsc::Receiver<Bytes>);
+
+impl HttpBody for Pieces {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        self.0.poll_recv(context).map(|piece| piece.map(|bytes| Ok(Frame::data(bytes))))
+    }
+}
+
 /// Streams an answer whose first tokens are there.
 fn stream(
     answer: Answer,
@@ -325,11 +344,11 @@ fn stream(
     mut received: mpsc::UnboundedReceiver<Tokens>,
     usage: bool,
 ) -> Response {
-    let (mut sender, channel) = Channel::<Bytes, Infallible>::new(16);
+    let (sender, pieces) = mpsc::channel(16);
     tokio::spawn(async move {
         let mut next = Some(Tokens::More(first));
         while let Some(Tokens::More(count)) = next {
-            if sender.send_data(answer.chunk(count, false)).await.is_err() {
+            if sender.send(answer.chunk(count, false)).await.is_err() {
                 return;
             }
             next = received.recv().await;
@@ -339,9 +358,9 @@ fn stream(
             end.extend_from_slice(&event(&answer.usage_chunk()));
         }
         end.extend_from_slice(b"data: [DONE]\n\n");
-        let _ = sender.send_data(end.into()).await;
+        let _ = sender.send(Bytes::from(end)).await;
     });
-    let mut response = Response::new(channel.map_err(|never| match never {}).boxed_unsync());
+    let mut response = Response::new(Pieces(pieces).map_err(|never| match never {}).boxed_unsync());
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
