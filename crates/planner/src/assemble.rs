@@ -19,7 +19,6 @@ use boute_spec::slo::{Metric, Percentile};
 use boute_spec::units::{Fraction, RequestsPerSecond, UsdPerHour};
 
 use crate::candidates::Candidate;
-use crate::cascade;
 use crate::deployment::Fleet;
 use crate::problem::{Problem, QualityInputs};
 use crate::routing::Route;
@@ -183,7 +182,6 @@ pub struct Parts<'a> {
 /// If the parts do not hold together, which would be a fault of the planner.
 pub fn assemble(parts: Parts<'_>) -> Result<Plan, InvalidPlan> {
     let Parts { problem, route, fleet, .. } = parts;
-    let cascade = cascade::of(problem, &route.policy);
     let all_shares = shares(problem, route);
     let chosen = route.policy.models();
     let shares: Vec<ModelShare> =
@@ -233,7 +231,7 @@ pub fn assemble(parts: Parts<'_>) -> Result<Plan, InvalidPlan> {
             models: shares,
             fallback: BTreeMap::new(),
             certificate: certificate(problem, route),
-            cascade,
+            cascade: route.cascade.clone(),
         },
         predicted: Predicted {
             cost_usd_per_hour: UsdPerHour::new(cost).unwrap_or_default(),

@@ -8,19 +8,18 @@
 use boute_router::ScoredQueries;
 use boute_router::cascade::{Answer, Heads};
 use boute_router::certify::lower_bound;
-use boute_router::decide::Decider;
-use boute_router::policy::{PolicyStats, assign};
+use boute_router::policy::PolicyStats;
 use boute_spec::policy::{CascadePolicy, RoutingPolicy};
 use boute_spec::units::Fraction;
 
 use crate::problem::Problem;
 
 /// The cascade of `policy`; `None` if the spec wants none, one model answers everything, or second answers are not worth it.
-pub(crate) fn of(problem: &Problem, policy: &RoutingPolicy) -> Option<CascadePolicy> {
+/// `assignment` says which model answers each planning query.
+pub(crate) fn of(problem: &Problem, policy: &RoutingPolicy, assignment: &[usize]) -> Option<CascadePolicy> {
     let share = problem.cascade?;
     let queries = &problem.quality.as_ref()?.planning;
-    let assignment = assign(&Decider::new(policy, &queries.models).ok()?, queries);
-    let models @ [from, to] = models(queries, policy, &assignment)?;
+    let models @ [from, to] = models(queries, policy, assignment)?;
     let known: Vec<(usize, Answer)> =
         (0..queries.len()).filter_map(|query| Some((query, Answer::of(queries, query, models)?))).collect();
     let train = |left_out: usize| {
@@ -58,8 +57,12 @@ pub(crate) fn of(problem: &Problem, policy: &RoutingPolicy) -> Option<CascadePol
 }
 
 /// What each model is asked when second answers count too.
-pub(crate) fn with_load(problem: &Problem, policy: &RoutingPolicy, mut stats: PolicyStats) -> PolicyStats {
-    if let Some(cascade) = of(problem, policy) {
+pub(crate) fn with_load(
+    problem: &Problem,
+    cascade: Option<&CascadePolicy>,
+    mut stats: PolicyStats,
+) -> PolicyStats {
+    if let Some(cascade) = cascade {
         for (fraction, model) in stats.fractions.iter_mut().zip(&problem.models) {
             *fraction += if model.id == cascade.to { cascade.max_share.get() } else { 0.0 };
         }

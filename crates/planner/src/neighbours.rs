@@ -64,7 +64,7 @@ fn point(
     let queries = problem.quality.as_ref().map(|at| &at.planning);
     let shares = shares(problem, route);
     let traffic = Traffic { trace, queries, stretch: 1.0 };
-    let run = simulate_fleet(problem, &deployment, &route.policy, &shares, traffic);
+    let run = simulate_fleet(problem, &deployment, &route.policy, route.cascade.as_ref(), &shares, traffic);
     FrontPoint {
         cost_usd_per_hour: deployment.usd_per_hour(),
         quality: route.stats.quality,

@@ -11,7 +11,7 @@ use boute_router::ScoredQueries;
 use boute_router::certify::{Certified, FloorRule, floor_holds};
 use boute_router::decide::Decider;
 use boute_router::policy::{PolicyStats, assign, evaluate, policy_for_fractions};
-use boute_spec::policy::{ModelPenalty, RoutingPolicy};
+use boute_spec::policy::{CascadePolicy, ModelPenalty, RoutingPolicy};
 use rayon::prelude::*;
 
 use crate::cascade;
@@ -31,6 +31,8 @@ const MOST_SUBSETS: usize = 5;
 pub struct Route {
     /// The rule.
     pub policy: RoutingPolicy,
+    /// Which answers are asked for again.
+    pub cascade: Option<CascadePolicy>,
     /// Shares and quality on the planning queries, in the order of the problem's models. Of a cascade, what is asked again counts
     /// in the shares, which then sum to more than 1, and not in the quality.
     pub stats: PolicyStats,
@@ -74,8 +76,9 @@ pub fn routes(problem: &Problem, usd_per_query: &[Option<f64>]) -> Vec<Route> {
             let assignment = assign(&decider, queries);
             let stats = evaluate(&assignment, queries);
             let policy = without_idle(policy, &stats, &queries.models);
-            let stats = cascade::with_load(problem, &policy, stats);
-            Route { policy, stats, assignment, path, delta, certified: None, admissible: true }
+            let cascade = cascade::of(problem, &policy, &assignment);
+            let stats = cascade::with_load(problem, cascade.as_ref(), stats);
+            Route { policy, cascade, stats, assignment, path, delta, certified: None, admissible: true }
         })
         .collect();
     thin(&mut routes, problem.models.len());
@@ -127,6 +130,7 @@ fn only_model(problem: &Problem) -> Route {
     let alone = |value: f64| (0..models).map(|model| if model == 0 { value } else { 0.0 }).collect();
     Route {
         policy: RoutingPolicy::Constant { model: problem.models[0].id.clone() },
+        cascade: None,
         stats: PolicyStats { fractions: alone(1.0), quality: 0.0, quality_by_model: alone(0.0) },
         assignment: Vec::new(),
         path: 0,

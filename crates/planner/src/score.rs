@@ -15,8 +15,8 @@ use boute_router::ScoredQueries;
 use boute_router::certify::FloorRule;
 use boute_router::decide::Decider;
 use boute_router::policy::assign;
-use boute_spec::plan::{Deployment, ModelShare, Objective, Plan};
-use boute_spec::policy::RoutingPolicy;
+use boute_spec::plan::{Deployment, ModelShare, Objective, Plan, Routing};
+use boute_spec::policy::{CascadePolicy, RoutingPolicy};
 use boute_spec::score::Score;
 use boute_spec::units::SimTime;
 use boute_spec::workload::{Trace, TraceRequest};
@@ -99,6 +99,7 @@ struct Fleet<'a> {
     problem: &'a Problem,
     deployment: &'a Deployment,
     policy: &'a RoutingPolicy,
+    cascade: Option<&'a CascadePolicy>,
     shares: Vec<ModelShare>,
 }
 
@@ -109,13 +110,14 @@ impl<'a> Fleet<'a> {
             known.cloned().unwrap_or_else(|| share_for(id, 1.0, 1.0))
         };
         let shares = problem.model_ids().into_iter().map(share).collect();
-        Self { problem, deployment: &plan.deployment, policy: &plan.routing.policy, shares }
+        let Routing { policy, cascade, .. } = &plan.routing;
+        Self { problem, deployment: &plan.deployment, policy, cascade: cascade.as_ref(), shares }
     }
 
     fn run(&self, trace: &Trace) -> FleetRun {
         let queries = self.problem.quality.as_ref().map(|quality| &quality.held_out);
         let traffic = Traffic { trace, queries, stretch: 1.0 };
-        simulate_fleet(self.problem, self.deployment, self.policy, &self.shares, traffic)
+        simulate_fleet(self.problem, self.deployment, self.policy, self.cascade, &self.shares, traffic)
     }
 }
 
@@ -222,7 +224,7 @@ fn unloaded_s(problem: &Problem, candidate: &Candidate, alone: &Trace) -> f64 {
     let shares: Vec<ModelShare> = problem.model_ids().into_iter().map(|id| share_for(id, 1.0, 1.0)).collect();
     let queries = problem.quality.as_ref().map(|quality| &quality.planning);
     let traffic = Traffic { trace: alone, queries, stretch: 1.0 };
-    simulate_fleet(problem, &deployment, &policy, &shares, traffic).outcome.p95_e2el_ms / 1e3
+    simulate_fleet(problem, &deployment, &policy, None, &shares, traffic).outcome.p95_e2el_ms / 1e3
 }
 
 /// Requests of `trace`, evenly chosen, so far apart that none meets another.

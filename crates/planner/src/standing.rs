@@ -63,9 +63,11 @@ fn route(plan: &PlanDraft, search: &Search<'_>, routes: &[Route]) -> Result<Rout
     let assignment = assign(&decider, queries);
     let delta = routes.first().map_or(1.0 - problem.confidence, |route| route.delta);
     let certified = problem.floor.map(|rule| floor_holds(queries, &assignment, rule, delta));
+    let cascade = cascade::of(problem, policy, &assignment);
     Ok(Route {
         policy: policy.clone(),
-        stats: cascade::with_load(problem, policy, evaluate(&assignment, queries)),
+        stats: cascade::with_load(problem, cascade.as_ref(), evaluate(&assignment, queries)),
+        cascade,
         assignment,
         path: 0,
         delta,

@@ -204,7 +204,8 @@ impl<'a> Simulation<'a> {
 
     fn run(&self, held_out: bool, stress: &Stress) -> FleetRun {
         self.on(held_out, stress, |deployment, traffic| {
-            simulate_fleet(self.problem, deployment, &self.route.policy, &self.shares, traffic)
+            let Route { policy, cascade, .. } = self.route;
+            simulate_fleet(self.problem, deployment, policy, cascade.as_ref(), &self.shares, traffic)
         })
     }
 
@@ -234,8 +235,9 @@ impl<'a> Simulation<'a> {
         let doomed = AtomicBool::new(false);
         let run = |(stress, held_out): &(Stress, bool)| {
             let run = self.on(*held_out, stress, |deployment, traffic| {
-                let policy = &self.route.policy;
-                simulate_unless_doomed(self.problem, deployment, policy, &self.shares, traffic, &doomed)
+                let (Route { policy, cascade, .. }, shares) = (self.route, &self.shares);
+                let cascade = cascade.as_ref();
+                simulate_unless_doomed(self.problem, deployment, policy, cascade, shares, traffic, &doomed)
             });
             let run = run.filter(|run| kept(self.problem, run));
             doomed.fetch_or(run.is_none(), Ordering::Relaxed);

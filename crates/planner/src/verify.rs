@@ -10,11 +10,10 @@ use boute_router::policy::{assign, evaluate};
 use boute_sim::{Request, fleet, simulate_each};
 use boute_spec::outcome::{Outcome, OutcomeSource, RequestOutcome, quantile};
 use boute_spec::plan::{Deployment, ModelShare};
-use boute_spec::policy::RoutingPolicy;
+use boute_spec::policy::{CascadePolicy, RoutingPolicy};
 use boute_spec::slo::SloTarget;
 use boute_spec::workload::Trace;
 
-use crate::cascade;
 use crate::problem::Problem;
 
 /// The backlog grows if, over the last two thirds of the arrivals, more than this share of their number piles up. One third
@@ -41,7 +40,7 @@ pub struct Traffic<'a> {
     pub stretch: f64,
 }
 
-/// Simulates `deployment` under `policy`. Quality is that of all queries under the policy. `shares` are in the order of the
+/// Simulates `deployment` under `policy` and its `cascade`, if it has one. Quality is that of all queries under the policy. `shares` are in the order of the
 /// problem's models.
 ///
 /// # Panics
@@ -50,10 +49,11 @@ pub fn simulate_fleet(
     problem: &Problem,
     deployment: &Deployment,
     policy: &RoutingPolicy,
+    cascade: Option<&CascadePolicy>,
     shares: &[ModelShare],
     traffic: Traffic<'_>,
 ) -> FleetRun {
-    simulate_while(problem, deployment, policy, shares, traffic, |_| true)
+    simulate_while(problem, deployment, policy, cascade, shares, traffic, |_| true)
 }
 
 /// The same, `None` as soon as so many requests are late that a promise is broken whatever follows, or once `doomed`, which is
@@ -65,6 +65,7 @@ pub fn simulate_unless_doomed(
     problem: &Problem,
     deployment: &Deployment,
     policy: &RoutingPolicy,
+    cascade: Option<&CascadePolicy>,
     shares: &[ModelShare],
     traffic: Traffic<'_>,
     doomed: &AtomicBool,
@@ -88,7 +89,7 @@ pub fn simulate_unless_doomed(
         }
         !doomed.load(Ordering::Relaxed)
     };
-    let run = simulate_while(problem, deployment, policy, shares, traffic, hopeful);
+    let run = simulate_while(problem, deployment, policy, cascade, shares, traffic, hopeful);
     (!doomed.load(Ordering::Relaxed)).then_some(run)
 }
 
@@ -97,6 +98,7 @@ fn simulate_while(
     problem: &Problem,
     deployment: &Deployment,
     policy: &RoutingPolicy,
+    cascade: Option<&CascadePolicy>,
     shares: &[ModelShare],
     Traffic { trace, queries, stretch }: Traffic<'_>,
     mut go_on: impl FnMut(&RequestOutcome) -> bool,
@@ -117,7 +119,7 @@ fn simulate_while(
         outputs
             .extend((0..models).map(|model| longer(problem.tokens(request, query, model, scales[model]).1)));
     }
-    let cascade = cascade::of(problem, policy).and_then(|cascade| Cascade::new(&cascade, &ids));
+    let cascade = cascade.and_then(|cascade| Cascade::new(cascade, &ids));
     let mut budget = Budget::default();
     let going_on = Cell::new(true);
     let coming = trace.requests().iter().enumerate().take_while(|_| going_on.get());

@@ -557,7 +557,7 @@ impl Week {
         };
         let shares: Vec<ModelShare> = self.spec.model_ids().into_iter().map(share).collect();
         let traffic = Traffic { trace: &trace, queries: Some(queries), stretch: 1.0 };
-        let run = simulate_fleet(&self.spec, &stretch.deployment, &policy, &shares, traffic);
+        let run = simulate_fleet(&self.spec, &stretch.deployment, &policy, None, &shares, traffic);
         let total = (run.requests.len() as u64 + run.outcome.failed).max(1) as f64;
         let late = self.spec.slo.iter().map(|target| {
             let over = |it: &&RequestOutcome| it.metric_s(target.metric) > target.limit_s.get();

@@ -169,9 +169,11 @@ fn a_simulation_is_given_up_only_if_it_breaks_a_promise() {
         let trace = problem.planning_trace.at_rate(6.0 + 2.0 * f64::from(step));
         let traffic = Traffic { trace: &trace, queries: Some(queries), stretch: 1.0 };
         let (deployment, policy) = (&plan.deployment, &plan.routing.policy);
-        let whole = simulate_fleet(&problem, deployment, policy, &shares, traffic);
+        let whole = simulate_fleet(&problem, deployment, policy, None, &shares, traffic);
         let doomed = AtomicBool::new(false);
-        if let Some(run) = simulate_unless_doomed(&problem, deployment, policy, &shares, traffic, &doomed) {
+        if let Some(run) =
+            simulate_unless_doomed(&problem, deployment, policy, None, &shares, traffic, &doomed)
+        {
             assert_eq!(run, whole);
             kept += usize::from(broken(&problem, &run).is_empty());
         } else {
