@@ -200,6 +200,34 @@ pub(super) fn rates(days: u64, seed: u64) -> BTreeMap<u64, f64> {
     rates
 }
 
+/// What comes one after the other in an interval.
+pub(super) enum Passed<'a> {
+    /// The autopilot acts.
+    Act(&'a Act),
+    /// Time passes with one fleet.
+    Stretch { seconds: f64 },
+}
+
+/// Lets the autopilot act in the interval from `start_s` on.
+pub(super) fn act(autopilot: &mut Autopilot, start_s: u64, mut passed: impl FnMut(Passed<'_>)) {
+    let (mut now_s, end_s) = (start_s as f64, (start_s + INTERVAL_S) as f64);
+    while now_s < end_s {
+        if let Some((number, act)) = autopilot.next_act(now_s as u64) {
+            passed(Passed::Act(act));
+            autopilot.note(&Record { at_s: now_s as u64, entry: Entry::Done { number } });
+            continue;
+        }
+        let until = match autopilot.under_way() {
+            [Act::Wait { seconds }, ..] => (now_s + seconds.ceil()).min(end_s),
+            _ => end_s,
+        };
+        if until > now_s {
+            passed(Passed::Stretch { seconds: until - now_s });
+        }
+        now_s = until;
+    }
+}
+
 /// What happens in the week.
 struct Week {
     spec: Problem,
@@ -473,29 +501,14 @@ impl Week {
                 plans.extend(named);
                 note(&mut autopilot, start_s, Entry::Decided(decision));
             }
-            // Acts until the interval ends, each stretch between two with one fleet.
-            let (mut now_s, end_s) = (start_s as f64, (start_s + INTERVAL_S) as f64);
-            while now_s < end_s {
-                let until = match autopilot.next_act(now_s as u64) {
-                    Some((number, act)) => {
-                        match act {
-                            Act::Fleet { plan } => paid = plans[plan].deployment.clone(),
-                            Act::Publish { plan, .. } => running = plans[plan].clone(),
-                            Act::Wait { .. } => {}
-                        }
-                        note(&mut autopilot, now_s as u64, Entry::Done { number });
-                        continue;
-                    }
-                    None => match autopilot.under_way() {
-                        [Act::Wait { seconds }, ..] => (now_s + seconds.ceil()).min(end_s),
-                        _ => end_s,
-                    },
-                };
-                if until == end_s || until > now_s {
-                    stretches.push(self.stretch_of(&running, &paid, interval, until - now_s));
+            act(&mut autopilot, start_s, |passed| match passed {
+                Passed::Act(Act::Fleet { plan }) => paid = plans[plan].deployment.clone(),
+                Passed::Act(Act::Publish { plan, .. }) => running = plans[plan].clone(),
+                Passed::Act(Act::Wait { .. }) => {}
+                Passed::Stretch { seconds } => {
+                    stretches.push(self.stretch_of(&running, &paid, interval, seconds));
                 }
-                now_s = until;
-            }
+            });
             note(&mut autopilot, start_s + INTERVAL_S, Entry::Observed(self.observed(interval, &running)));
         }
         let within = |from: &u64| moves.iter().filter(|at| (*from..from + 86_400).contains(*at)).count();

@@ -9,7 +9,7 @@ use boute_planner::autopilot::{
 };
 use boute_planner::replan::Answer;
 
-use super::autopilot::{INTERVAL_S, PER_DAY, READY_S, SEEN_DAYS, rates};
+use super::autopilot::{INTERVAL_S, PER_DAY, Passed, READY_S, SEEN_DAYS, act, rates};
 
 /// How many times the rate that it is for a fleet stands.
 const STANDS: f64 = 1.05;
@@ -82,27 +82,16 @@ fn fly(rates: &BTreeMap<u64, f64>) -> Tally {
             moves.push(start_s);
             note(&mut autopilot, start_s, Entry::Decided(decision));
         }
-        let (mut now_s, end_s, mut short) = (start_s as f64, (start_s + INTERVAL_S) as f64, false);
-        while now_s < end_s {
-            let until = match autopilot.next_act(now_s as u64) {
-                Some((number, act)) => {
-                    match act {
-                        Act::Fleet { plan } => paid = plan.parse().unwrap_or(paid),
-                        Act::Publish { rate, .. } => runs = rate / STANDS,
-                        Act::Wait { .. } => {}
-                    }
-                    note(&mut autopilot, now_s as u64, Entry::Done { number });
-                    continue;
-                }
-                None => match autopilot.under_way() {
-                    [Act::Wait { seconds }, ..] => (now_s + seconds.ceil()).min(end_s),
-                    _ => end_s,
-                },
-            };
-            short |= rates[&interval] > runs * STANDS;
-            tally.paid += paid * (until - now_s) / INTERVAL_S as f64 / intervals;
-            now_s = until;
-        }
+        let mut short = false;
+        act(&mut autopilot, start_s, |passed| match passed {
+            Passed::Act(Act::Fleet { plan }) => paid = plan.parse().unwrap_or(paid),
+            Passed::Act(Act::Publish { rate, .. }) => runs = rate / STANDS,
+            Passed::Act(Act::Wait { .. }) => {}
+            Passed::Stretch { seconds } => {
+                short |= rates[&interval] > runs * STANDS;
+                tally.paid += paid * seconds / INTERVAL_S as f64 / intervals;
+            }
+        });
         tally.short += f64::from(u8::from(short)) / intervals;
         note(&mut autopilot, start_s + INTERVAL_S, observed(interval));
     }
