@@ -161,27 +161,20 @@ pub fn compare(queries: &ScoredQueries, other: &ScoredQueries) -> Option<Compari
     assert_eq!(queries.len(), other.len(), "the same queries");
     let (weak, strong) = weakest_and_strongest(queries)?;
     let gains = gains(queries, weak, strong);
-    let measures = |predicted: &ScoredQueries, rows: &[usize]| {
-        let keys: Vec<f64> = rows
-            .iter()
-            .map(|row| f64::from(predicted.predicted(*row)[strong] - predicted.predicted(*row)[weak]))
-            .collect();
+    let [own, others] =
+        [queries, other].map(|router| (advantages(router, weak, strong), predictions(router, weak)));
+    let measures = |(keys, pairs): &(Vec<f64>, Vec<(f64, f64)>), rows: &[usize]| {
+        let keys: Vec<f64> = rows.iter().map(|row| keys[*row]).collect();
         let gains: Vec<f64> = rows.iter().map(|row| gains[*row]).collect();
-        let pair = |row: &usize| (f64::from(predicted.predicted(*row)[weak]), queries.actual(*row, weak));
-        let pairs: Vec<(f64, f64)> = rows.iter().map(pair).collect();
-        let brier = mean(pairs.iter().map(|(predicted, actual)| (predicted - actual).powi(2)));
-        [ranking(&gains, &keys).apgr, auc(&pairs), brier]
+        let pairs: Vec<(f64, f64)> = rows.iter().map(|row| pairs[*row]).collect();
+        [ranking(&gains, &keys).apgr, auc(&pairs), brier(&pairs)]
     };
     let differences = |rows: &[usize]| {
-        let (own, others) = (measures(queries, rows), measures(other, rows));
+        let (own, others) = (measures(&own, rows), measures(&others, rows));
         [0, 1, 2].map(|at| own[at] - others[at])
     };
-    let mut rng = ChaCha8Rng::seed_from_u64(0);
-    let all: Vec<usize> = (0..queries.len()).collect();
-    let drawn: Vec<[f64; 3]> = (0..RESAMPLES)
-        .map(|_| differences(&all.iter().map(|_| rng.random_range(0..all.len())).collect::<Vec<_>>()))
-        .collect();
-    let value = differences(&all);
+    let drawn: Vec<[f64; 3]> = draws(queries.len()).map(|rows| differences(&rows)).collect();
+    let value = differences(&(0..queries.len()).collect::<Vec<_>>());
     let [apgr, auc, brier] = [0, 1, 2].map(|at| {
         let mut sorted: Vec<f64> = drawn.iter().map(|row| row[at]).collect();
         sorted.sort_unstable_by(f64::total_cmp);
@@ -220,10 +213,18 @@ fn mean(values: impl Iterator<Item = f64>) -> f64 {
     sum / f64::from(count.max(1))
 }
 
+/// What a model was predicted to score on each query, and what it scored.
+fn predictions(queries: &ScoredQueries, model: usize) -> Vec<(f64, f64)> {
+    let pair = |query| (f64::from(queries.predicted(query)[model]), queries.actual(query, model));
+    (0..queries.len()).map(pair).collect()
+}
+
+fn brier(pairs: &[(f64, f64)]) -> f64 {
+    mean(pairs.iter().map(|(predicted, actual)| (predicted - actual).powi(2)))
+}
+
 fn model_report(queries: &ScoredQueries, model: usize) -> ModelReport {
-    let pairs: Vec<(f64, f64)> = (0..queries.len())
-        .map(|query| (f64::from(queries.predicted(query)[model]), queries.actual(query, model)))
-        .collect();
+    let pairs = predictions(queries, model);
     let mut rng = ChaCha8Rng::seed_from_u64(0);
     let of_truth = || {
         let drawn = pairs.iter().map(|(p, _)| (*p, f64::from(u8::from(rng.random::<f64>() < *p))));
@@ -237,7 +238,7 @@ fn model_report(queries: &ScoredQueries, model: usize) -> ModelReport {
         auc: auc(&pairs),
         ece: ece(&bins, pairs.len()),
         ece_of_truth: mean(of_truth.into_iter()),
-        brier: mean(pairs.iter().map(|(predicted, actual)| (predicted - actual).powi(2))),
+        brier: brier(&pairs),
         bins: bins.into_iter().filter(|bin| bin.queries > 0).collect(),
     }
 }
@@ -358,15 +359,20 @@ fn recovered(gains: &[f64]) -> Vec<f64> {
     (0..=STEPS).map(|step| sums[step * gains.len() / STEPS] / total).collect()
 }
 
+/// The queries of each resample, of `count`.
+fn draws(count: usize) -> impl Iterator<Item = Vec<usize>> {
+    let mut rng = ChaCha8Rng::seed_from_u64(0);
+    (0..RESAMPLES).map(move |_| (0..count).map(|_| rng.random_range(0..count)).collect())
+}
+
 /// Rankings by several keys of the same resamples of the queries, so that differences are paired: `[resample][key]`.
 pub fn resamples(gains: &[f64], keys: &[&[f64]]) -> Vec<Vec<Ranking>> {
     let orders: Vec<Vec<usize>> = keys.iter().map(|keys| descending(keys)).collect();
-    let mut rng = ChaCha8Rng::seed_from_u64(0);
-    (0..RESAMPLES)
-        .map(|_| {
+    draws(gains.len())
+        .map(|rows| {
             let mut times = vec![0_usize; gains.len()];
-            for _ in 0..gains.len() {
-                times[rng.random_range(0..gains.len())] += 1;
+            for row in rows {
+                times[row] += 1;
             }
             let ranked = |order: &Vec<usize>| {
                 let drawn = order.iter().flat_map(|query| std::iter::repeat_n(gains[*query], times[*query]));
