@@ -27,8 +27,8 @@ const LARGEST_BYTES: u64 = 1 << 30;
 pub(crate) fn read_scorer(input: &Input) -> Result<Scorer, Failure> {
     let find = |sha256: &str| {
         let folder = cache::set(FOLDER).ok_or_else(|| {
-            error(
-                &input.name,
+            DataError::whole(
+                &*input.name,
                 format!(
                     "this router reads the sentence embeddings of a model (SHA-256 {sha256}) that is not given"
                 ),
@@ -47,17 +47,13 @@ pub(crate) fn open(folder: &Path) -> Result<Arc<dyn Encode>, DataError> {
         let path = folder.join(file);
         fs::read(&path).map_err(|cause| {
             let hint = format!("a sentence embedder is a folder with {}", FILES.join(", "));
-            error(&path.display().to_string(), format!("cannot be read: {cause}"), hint)
+            DataError::whole(path.display().to_string(), format!("cannot be read: {cause}"), hint)
         })
     };
     let [config, tokenizer, weights] = FILES.map(read);
     let model = encoder::open(&name, [config?, tokenizer?, weights?])?;
     let file = cache::embeddings_folder().map(|folder| folder.join(format!("{}.bin", model.sha256())));
     Ok(Arc::new(Cached { model, file }))
-}
-
-fn error(file: &str, message: String, hint: String) -> DataError {
-    DataError { file: file.into(), line: 0, column: 0, message, hint }
 }
 
 /// An embedder that remembers what it has read in bulk: a file of records, each the SHA-256 of a text and its embedding.

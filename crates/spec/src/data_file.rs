@@ -38,6 +38,11 @@ impl fmt::Display for DataError {
 }
 
 impl DataError {
+    /// What is wrong with `file` as a whole.
+    pub fn whole(file: impl Into<String>, message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { file: file.into(), line: 0, column: 0, message: message.into(), hint: hint.into() }
+    }
+
     /// What is wrong with JSON text that begins after `lines_before` lines of `file`.
     pub(crate) fn json(file: &str, lines_before: usize, cause: &serde_json::Error, hint: &str) -> Self {
         let text = cause.to_string();

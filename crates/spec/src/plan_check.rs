@@ -301,13 +301,7 @@ impl Plan {
     /// # Errors
     /// With line and column if the text is not such JSON; with every problem if it does not hold together.
     pub fn parse(file: &str, text: &str) -> Result<Self, DataError> {
-        let whole = |message: String| DataError {
-            file: file.into(),
-            line: 0,
-            column: 0,
-            message,
-            hint: PLAN_AGAIN.into(),
-        };
+        let whole = |message: String| DataError::whole(file, message, PLAN_AGAIN);
         let json = |cause| DataError::json(file, 0, &cause, PLAN_AGAIN);
         // First of all, or a plan of another version would be reported as one with unknown keys.
         let Version { version } = serde_json::from_str(text).map_err(json)?;

@@ -78,13 +78,8 @@ impl Bert {
         let sha256 = digest(files.each_ref().map(Vec::as_slice));
         let [config, tokenizer, weights] = files;
         let error = |file: usize, message: String| {
-            DataError {
-            file: format!("{folder}/{}", FILES[file]),
-            line: 0,
-            column: 0,
-            message,
-            hint: "give the folder of a BERT or MiniLM sentence embedder as it is published: config.json, tokenizer.json, model.safetensors".into(),
-        }
+            let hint = "give the folder of a BERT or MiniLM sentence embedder as it is published: config.json, tokenizer.json, model.safetensors";
+            DataError::whole(format!("{folder}/{}", FILES[file]), message, hint)
         };
         let config = Config::parse(&config).map_err(|message| error(0, message))?;
         let tokenizer = read_tokenizer(&tokenizer, &config).map_err(|message| error(1, message))?;

@@ -49,12 +49,7 @@ pub fn open(folder: &str, files: [Vec<u8>; FILES.len()]) -> Result<Box<dyn Encod
     #[cfg(not(feature = "embeddings"))]
     {
         drop(files);
-        Err(DataError {
-            file: folder.into(),
-            line: 0,
-            column: 0,
-            message: "this boute was built without sentence embeddings".into(),
-            hint: "build it with them: `cargo build --release -p boute --features embeddings`".into(),
-        })
+        let hint = "build it with them: `cargo build --release -p boute --features embeddings`";
+        Err(DataError::whole(folder, "this boute was built without sentence embeddings", hint))
     }
 }

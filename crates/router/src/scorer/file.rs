@@ -113,13 +113,10 @@ impl Scorer {
     /// If the text is not one, is of another version, its parts do not fit together, or it was trained with an encoder.
     pub fn parse(file: &str, text: &str) -> Result<Self, DataError> {
         Self::parse_with(file, text, |encoder_sha256| {
-            Err(DataError {
-                file: file.into(),
-                line: 0,
-                column: 0,
-                message: format!("a router that reads the sentence embeddings of the model {encoder_sha256}"),
-                hint: "give that model: only with it the scores are those that were certified".into(),
-            })
+            let message =
+                format!("a router that reads the sentence embeddings of the model {encoder_sha256}");
+            let hint = "give that model: only with it the scores are those that were certified";
+            Err(DataError::whole(file, message, hint))
         })
     }
 
