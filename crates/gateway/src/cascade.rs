@@ -114,9 +114,8 @@ impl Inner {
             replaced: Some(replaced),
             ..ready
         };
-        let now = self.now_ms();
         // Whoever has an answer does not wait for replicas that are away.
-        let answered = if model.replicas.iter().any(|replica| replica.may_be_asked(now)) {
+        let answered = if model.may_be_asked(self.now_ms()) {
             self.try_replicas(routes, model, ready).await
         } else {
             Err((Box::new(ready), Failure::no_replica(&model.name)))

@@ -152,13 +152,12 @@ impl Inner {
     async fn send(self: &Arc<Self>, routes: &Routes, mut ready: Ready<'_>) -> Result<Response, Failure> {
         let chosen = &routes.models[ready.choice.model];
         let now = self.now_ms();
-        let may_be_asked = |model: &Model| model.replicas.iter().any(|replica| replica.may_be_asked(now));
         let order: Vec<&Model> = std::iter::once(chosen)
             .chain(chosen.fallback.iter().map(|model| &routes.models[*model]))
             .collect();
         let mut failure = None;
         for (place, model) in order.iter().enumerate() {
-            if !may_be_asked(model) && order[place + 1..].iter().any(|later| may_be_asked(later)) {
+            if !model.may_be_asked(now) && order[place + 1..].iter().any(|later| later.may_be_asked(now)) {
                 continue;
             }
             if place > 0 {

@@ -145,6 +145,13 @@ pub(crate) struct Model {
     pub(crate) traffic: Arc<ModelTraffic>,
 }
 
+impl Model {
+    /// Whether a replica may be asked.
+    pub(crate) fn may_be_asked(&self, now_ms: u64) -> bool {
+        self.replicas.iter().any(|replica| replica.may_be_asked(now_ms))
+    }
+}
+
 /// The table of routes.
 #[derive(Debug)]
 pub(crate) struct Routes {
