@@ -31,6 +31,8 @@ pub(crate) enum Mood {
     DiesBeforeHead,
     /// Sends a head and closes.
     DiesAfterHead,
+    /// Ends what it sends once it has the request, and stays.
+    HalfCloses,
     /// Closes after two tokens.
     DiesBetweenTokens,
     /// Says nothing more after two tokens.
@@ -208,6 +210,10 @@ async fn answer(
         Mood::DiesAfterHead => {
             send(format!("{HEAD}transfer-encoding: chunked\r\n\r\n")).await;
             return false;
+        }
+        Mood::HalfCloses => {
+            socket.shutdown().await.unwrap();
+            std::future::pending().await
         }
         Mood::EndsEarly => {
             let event = "data: {\"choices\":[{\"delta\":{\"content\":\"x\"}}]}\n\n";
