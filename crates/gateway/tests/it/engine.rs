@@ -191,6 +191,10 @@ async fn answer(
     streams: bool,
     counts: bool,
 ) -> bool {
+    if mood == Mood::HalfCloses {
+        socket.shutdown().await.unwrap();
+        return std::future::pending().await;
+    }
     let mut send = async |text: String| socket.write_all(text.as_bytes()).await.is_ok();
     let chunk = |event: &str| format!("{:x}\r\n{event}\r\n", event.len());
     let token = chunk("data: {\"choices\":[{\"delta\":{\"content\":\"x\"}}]}\n\n");
@@ -210,10 +214,6 @@ async fn answer(
         Mood::DiesAfterHead => {
             send(format!("{HEAD}transfer-encoding: chunked\r\n\r\n")).await;
             return false;
-        }
-        Mood::HalfCloses => {
-            socket.shutdown().await.unwrap();
-            std::future::pending().await
         }
         Mood::EndsEarly => {
             let event = "data: {\"choices\":[{\"delta\":{\"content\":\"x\"}}]}\n\n";
