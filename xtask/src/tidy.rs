@@ -108,6 +108,7 @@ fn dependencies(package: &Value) -> impl Iterator<Item = (&str, bool)> {
 }
 
 /// Names of the packages whose dependencies a lock does not know as they are: each that is not optional, and no other.
+/// Other features of a library, which change what that brings, are not seen: only a build with `--locked` sees all.
 fn stale<'a>(lock: &str, packages: &'a [Value]) -> impl Iterator<Item = &'a str> + use<'a> {
     let locked = locked(lock);
     packages.iter().filter_map(move |package| {
