@@ -66,14 +66,16 @@ def write_model(path):
     writer.add_eos_token_id(2)
     writer.add_chat_template("{% for message in messages %}{{ message['content'] }}\n{% endfor %}")
 
-    def matrix(name, rows, columns):
-        writer.add_tensor(name, random.normal(0, 0.02, (rows, columns)).astype(numpy.float16))
+    def matrix(name, rows, columns, scale=1):
+        writer.add_tensor(name, (scale * random.normal(0, 0.02, (rows, columns))).astype(numpy.float16))
 
     def norm(name):
         writer.add_tensor(name, numpy.ones(hidden, numpy.float32))
 
     matrix("token_embd.weight", SHAPE["vocab_size"], hidden)
-    matrix("output.weight", SHAPE["vocab_size"], hidden)
+    # Characters win over bytes and ends: an answer can be read, and is as long as was asked.
+    readable = numpy.array([[25 if kind == gguf.TokenType.NORMAL else 1] for kind in kinds])
+    matrix("output.weight", SHAPE["vocab_size"], hidden, readable)
     norm("output_norm.weight")
     for layer in range(layers):
         of = f"blk.{layer}."
@@ -98,6 +100,8 @@ def serve(path, port):
     parameters.model.path = str(path)
     parameters.port = port
     parameters.n_parallel = 4
+    # Its HTTP server grows threads too late for connections that come at once: those wait until an idle one ends, 5 s.
+    parameters.n_threads_http = 64
     parameters.n_ctx = 4 * CONTEXT
     parameters.cpuparams.n_threads = 1
     parameters.cpuparams_batch.n_threads = 1

@@ -2,9 +2,9 @@
 # Real clients through the gateway to two real engines: openai-python, LangChain, openai-node and curl, unmodified, against
 # llama.cpp's server with two models of random weights and different size; and the conformance suite llm-comply, against an
 # engine that conforms (llama.cpp leaves out required keys). Two models are ones that their engines know by other names.
-# Needs python3 with venv, and curl; node and npm for openai-node, which is left out with a word where they are absent.
-# Clients and engines come from PyPI and npm, in the versions named here, into a folder that goes afterwards; a FOLDER that is
-# named is kept and used again (500 MB).
+# Needs python3 with venv, and curl; openai-node is left out with a word where node is absent or npm cannot install it.
+# Clients and engines come from PyPI (clients.txt) and npm into a folder that goes afterwards (300 MB); a FOLDER that is named is
+# kept and used again, as is FOLDER/venv if that has them already.
 # usage: validation/gateway/clients.sh [BOUTE [FOLDER]]
 set -eu
 here="$(cd "$(dirname "$0")" && pwd)"
@@ -13,7 +13,6 @@ boute="${1:-$here/../../target/release/boute}"
 needs() { command -v "$1" > /dev/null || { echo "clients.sh needs $1: $2" >&2; exit 2; }; }
 needs curl "apt-get install curl"
 needs python3 "apt-get install python3 python3-venv"
-python3 -c 'import ensurepip, venv' 2> /dev/null || { echo "clients.sh needs venv: apt-get install python3-venv" >&2; exit 2; }
 [ -x "$boute" ] || { echo "no program at $boute: cargo build --release, or name another" >&2; exit 2; }
 
 pids=""
@@ -28,16 +27,15 @@ trap 'exit 1' INT TERM
 if [ $# -ge 2 ]; then mkdir -p "$2"; folder="$(cd "$2" && pwd)"; else temporary="$(mktemp -d)"; folder="$temporary"; fi
 python="$folder/venv/bin/python"
 
-if [ ! -e "$folder/python-installed" ]; then
+if [ ! -x "$folder/venv/bin/llm-comply" ]; then
+  python3 -c 'import ensurepip, venv' 2> /dev/null || { echo "clients.sh needs venv: apt-get install python3-venv" >&2; exit 2; }
   python3 -m venv "$folder/venv"
-  "$python" -m pip install --quiet --disable-pip-version-check --retries 5 \
-    xllamacpp==2026.10.11549 gguf numpy openai==3.57.0 langchain-openai==1.7.4 llm-comply==0.5.0
-  touch "$folder/python-installed"
+  "$python" -m pip install --quiet --disable-pip-version-check --retries 5 -r "$here/clients.txt"
 fi
 node=""
-if command -v node > /dev/null && command -v npm > /dev/null; then
+if command -v node > /dev/null && { [ -d "$folder/node_modules/openai" ] ||
+  (cd "$folder" && npm install --silent --no-audit --no-fund openai@7.57.0); }; then
   node=yes
-  [ -d "$folder/node_modules/openai" ] || (cd "$folder" && npm install --silent --no-audit --no-fund openai@7.57.0)
   cp "$here/clients.mjs" "$folder/"
 fi
 
@@ -71,7 +69,7 @@ serve boute "$url" "$boute" serve --replica "small=http://127.0.0.1:$1" --replic
 
 "$python" "$here/clients.py" "$url/v1"
 "$python" "$here/renamed.py" "$url/v1"
-if [ -n "$node" ]; then (cd "$folder" && node clients.mjs "$url/v1"); else echo "skip  openai-node: no node or npm here"; fi
+if [ -n "$node" ]; then (cd "$folder" && node clients.mjs "$url/v1"); else echo "SKIPPED: openai-node cannot be installed here"; fi
 stream="$(curl -sN "$url/v1/chat/completions" -H 'content-type: application/json' \
   -d '{"model":"small","stream":true,"max_tokens":4,"messages":[{"role":"user","content":"hello"}]}')"
 case "$stream" in

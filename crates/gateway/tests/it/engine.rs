@@ -31,6 +31,8 @@ pub(crate) enum Mood {
     DiesBeforeHead,
     /// Sends a head and closes.
     DiesAfterHead,
+    /// Ends what it sends once it has the request, and stays.
+    HalfCloses,
     /// Closes after two tokens.
     DiesBetweenTokens,
     /// Says nothing more after two tokens.
@@ -189,6 +191,10 @@ async fn answer(
     streams: bool,
     counts: bool,
 ) -> bool {
+    if mood == Mood::HalfCloses {
+        socket.shutdown().await.unwrap();
+        return std::future::pending().await;
+    }
     let mut send = async |text: String| socket.write_all(text.as_bytes()).await.is_ok();
     let chunk = |event: &str| format!("{:x}\r\n{event}\r\n", event.len());
     let token = chunk("data: {\"choices\":[{\"delta\":{\"content\":\"x\"}}]}\n\n");

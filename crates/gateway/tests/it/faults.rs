@@ -32,6 +32,7 @@ async fn what_fails_before_the_first_byte_is_tried_elsewhere() {
     for (mood, reason) in [
         (Mood::DiesBeforeHead, "broken"),
         (Mood::DiesAfterHead, "broken"),
+        (Mood::HalfCloses, "broken"),
         (Mood::Garbage, "broken"),
         (Mood::Status(500), "status"),
         (Mood::Status(502), "status"),
@@ -173,6 +174,18 @@ async fn a_death_mid_stream_is_no_clean_end() {
     }
 }
 
+/// Slow is not dead: an answer may take longer than its engine may be silent.
+#[tokio::test]
+async fn a_slow_replica_is_waited_for() {
+    let engine = Engine::start(Mood::Slow(Duration::from_millis(150))).await;
+    let mut settings = Settings { limits: limits(), ..Settings::default() };
+    settings.limits.silence = Duration::from_millis(400);
+    let gateway = Running::start(constant(before(&[&engine]), None), settings).await;
+    let began = Instant::now();
+    assert!(is_whole(&chat(&gateway, true).await) && began.elapsed() > Duration::from_millis(400));
+    assert_eq!((engine.requests(), gateway.metric("boute_replica_failures_total")), (1, 0.0));
+}
+
 /// Keep-alive ends when the engine thinks so: that is no failure and costs no retry.
 #[tokio::test]
 async fn a_connection_that_the_engine_closed_is_replaced() {
@@ -223,6 +236,31 @@ async fn a_client_that_goes_frees_the_replica() {
     engine.set(Mood::Good);
     assert!(is_whole(&chat(&gateway, true).await));
     assert_eq!(gateway.metric("boute_replica_failures_total"), 0.0, "that is not the replica's fault");
+}
+
+/// Who goes before an engine has heard of them: while the body comes, and while waiting in line.
+#[tokio::test]
+async fn a_client_that_goes_before_its_turn_is_forgotten() {
+    let engine = Engine::start(Mood::Slow(Duration::from_millis(100))).await;
+    let mut settings = Settings { limits: limits(), ..Settings::default() };
+    settings.limits.admission.in_flight = 1;
+    let gateway = Running::start(constant(before(&[&engine]), None), settings).await;
+    let body = ask("m", 3, true);
+    let whole = format!("POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    let send_and_go = async |text: &str| {
+        let mut socket = TcpStream::connect(gateway.address).await.unwrap();
+        socket.write_all(text.as_bytes()).await.unwrap();
+        sleep(Duration::from_millis(50)).await;
+    };
+    send_and_go(&whole[..whole.len() - 1]).await;
+    let waits = async {
+        eventually("the only place is taken", || engine.requests() == 1).await;
+        send_and_go(&whole).await;
+    };
+    let (answer, ()) = tokio::join!(chat(&gateway, true), waits);
+    assert!(is_whole(&answer) && is_whole(&chat(&gateway, true).await), "the place is free again");
+    assert_eq!(engine.requests(), 2);
+    gateway.is_idle().await;
 }
 
 /// One of three replicas is killed under load: who had no byte yet is answered by another, who had is told.
