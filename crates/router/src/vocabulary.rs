@@ -1,10 +1,21 @@
 //! The words training has seen in at least three conversations, and how rare they are.
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 /// A word is known if it occurs in this many conversations.
 pub(crate) const FEWEST_DOCUMENTS: u32 = 3;
-const NONE: u32 = u32::MAX;
+/// Words that are compared at once from the start of a bucket.
+const NEAR: usize = 4;
+
+/// `1 + ln n` for small n, which are nearly all.
+static FREQUENCIES: LazyLock<[f32; 64]> =
+    LazyLock::new(|| std::array::from_fn(|times| 1.0 + (times as f32).ln()));
+
+/// The sub-linear weight of a word that occurs so often.
+pub(crate) fn frequency(times: u32) -> f32 {
+    FREQUENCIES.get(times as usize).copied().unwrap_or_else(|| 1.0 + (times as f32).ln())
+}
 
 /// Known words: hash → row of the weights.
 #[derive(Debug, Clone, PartialEq)]
@@ -15,8 +26,10 @@ pub(crate) struct Vocabulary {
     pub(crate) documents: Vec<u32>,
     /// Conversations there were.
     pub(crate) all: u32,
-    /// Open addressing: (hash, row).
-    index: Vec<(u32, u32)>,
+    /// Where the hashes with the same highest bits begin; about one bucket per word.
+    buckets: Vec<u32>,
+    /// Bits of a hash below those of its bucket.
+    shift: u32,
 }
 
 impl Vocabulary {
@@ -36,32 +49,24 @@ impl Vocabulary {
     }
 
     pub(crate) fn new(hashes: Vec<u32>, documents: Vec<u32>, all: u32) -> Self {
-        let size = (2 * hashes.len()).next_power_of_two();
-        let mut index = vec![(0, NONE); size];
-        for (row, hash) in (0..).zip(&hashes) {
-            let mut at = *hash as usize & (size - 1);
-            while index[at].1 != NONE {
-                at = (at + 1) & (size - 1);
-            }
-            index[at] = (*hash, row);
-        }
-        Self { hashes, documents, all, index }
+        let shift = 32 - hashes.len().max(2).next_power_of_two().ilog2();
+        let start = |bucket| hashes.partition_point(|hash| hash >> shift < bucket) as u32;
+        let buckets = (0..=u32::MAX >> shift).map(start).collect();
+        Self { hashes, documents, all, buckets, shift }
     }
 
-    /// The row of a known word.
+    /// The row of a known word. Nearly always without a branch that the processor could guess wrong: whether a word is known
+    /// cannot be foreseen.
     pub(crate) fn row(&self, hash: u32) -> Option<usize> {
-        let mask = self.index.len() - 1;
-        let mut at = hash as usize & mask;
-        loop {
-            let (known, row) = self.index[at];
-            if row == NONE {
-                return None;
+        let start = self.buckets[(hash >> self.shift) as usize] as usize;
+        let rest = &self.hashes[start..];
+        if let Some(near) = rest.first_chunk::<NEAR>() {
+            let before: usize = near.iter().map(|known| usize::from(*known < hash)).sum();
+            if before < NEAR {
+                return (near[before] == hash).then_some(start + before);
             }
-            if known == hash {
-                return Some(row as usize);
-            }
-            at = (at + 1) & mask;
         }
+        rest.binary_search(&hash).ok().map(|at| start + at)
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -80,5 +85,27 @@ impl Vocabulary {
 
     fn idf_of(&self, documents: u32) -> f32 {
         ((1.0 + self.all as f32) / (1.0 + documents as f32)).ln() + 1.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn known_words_are_found_and_no_others() {
+        let spread: Vec<u32> = (0..1000_u32).map(|at| at * 4_294_967).collect();
+        // All in one bucket.
+        let crowded: Vec<u32> = (0..1000).map(|at| 7 + 3 * at).collect();
+        for hashes in [spread, crowded, vec![5, u32::MAX], vec![0], vec![]] {
+            let vocabulary = Vocabulary::new(hashes.clone(), vec![3; hashes.len()], 9);
+            for (row, hash) in hashes.iter().enumerate() {
+                assert_eq!(vocabulary.row(*hash), Some(row));
+                for other in [hash.wrapping_sub(1), hash.wrapping_add(1)] {
+                    assert_eq!(vocabulary.row(other), hashes.binary_search(&other).ok());
+                }
+            }
+            assert_eq!(vocabulary.row(1 << 31), None);
+        }
     }
 }
