@@ -50,8 +50,12 @@ pub struct Scratch {
     pub(crate) surface: [f32; SURFACE],
     /// Outputs of the linear heads, then of the length heads.
     pub(crate) sums: Vec<f32>,
-    /// Known words: row of the vocabulary and value.
-    pub(crate) known: Vec<(u32, f32)>,
+    /// Known words: (row of the vocabulary, times it occurs).
+    pub(crate) known: Vec<(u32, u32)>,
+    /// Times each unknown word occurs.
+    pub(crate) unknown: Vec<u32>,
+    /// Known words: (row of the vocabulary, weight in the conversation).
+    pub(crate) words: Vec<(u32, f32)>,
     /// Inputs of the trees.
     pub(crate) inputs: Vec<f32>,
     /// Share of the weight of words that training has not seen.

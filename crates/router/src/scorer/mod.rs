@@ -91,32 +91,24 @@ impl Scorer {
         std::array::from_fn(|at| self.standard(&scratch.surface, at))
     }
 
-    /// Runs the linear heads on what `scratch` has read, and measures its novelty. Three passes, none of which waits for
-    /// memory before it can go on: most of the time of a decision is spent on words that are in no cache.
+    /// Runs the linear heads on what `scratch` has read, and measures its novelty.
     fn sum(&self, scratch: &mut Scratch) {
-        scratch.known.resize(scratch.terms.len(), (0, 0.0));
-        let (mut known, mut unseen) = (0, 0.0);
-        for &(hash, times) in &scratch.terms {
-            let frequency = frequency(times);
-            let row = self.vocabulary.row(hash);
-            // Overwritten by the next word unless this one is known.
-            scratch.known[known] = (row.unwrap_or(0) as u32, frequency);
-            known += usize::from(row.is_some());
-            unseen += if row.is_some() { 0.0 } else { frequency };
-        }
-        scratch.known.truncate(known);
+        self.vocabulary.sort(&scratch.terms, &mut scratch.known, &mut scratch.unknown);
+        scratch.words.clear();
+        let weighted = |&(row, times): &(u32, u32)| (row, frequency(times) * self.heads.idf(row as usize));
+        scratch.words.extend(scratch.known.iter().map(weighted));
         let (mut squares, mut seen) = (0.0, 0.0);
-        for (row, value) in &mut scratch.known {
-            *value *= self.heads.idf(*row as usize);
-            seen += *value;
-            squares += *value * *value;
+        for (_, value) in &scratch.words {
+            seen += value;
+            squares += value * value;
         }
+        let unseen: f32 = scratch.unknown.iter().fold(0.0, |sum, times| sum + frequency(*times));
         let unseen = unseen * self.vocabulary.idf_unknown();
         scratch.novelty = unseen / (seen + unseen).max(1e-6);
         let scale = 1.0 / squares.sqrt().max(1e-6);
         let last: [f32; SURFACE + 1] =
             std::array::from_fn(|at| if at < SURFACE { self.standard(&scratch.surface, at) } else { 1.0 });
-        self.heads.outputs(&scratch.known, scale, &last, &mut scratch.sums);
+        self.heads.outputs(&scratch.words, scale, &last, &mut scratch.sums);
     }
 
     /// The score each model is expected to get on a conversation of one message, in the order of [`Self::models`].
