@@ -98,6 +98,10 @@ pub(crate) fn read(messages: &[&str], scratch: &mut Scratch) {
 }
 
 impl Scratch {
+    #[expect(
+        clippy::needless_bitwise_bool,
+        reason = "whether a word is new cannot be foreseen: no branch depends on it alone"
+    )]
     fn count_terms(&mut self) {
         let size = (4 * self.hashes.len()).next_power_of_two();
         self.table.clear();
@@ -109,7 +113,6 @@ impl Scratch {
             let mut at = hash as usize & (size - 1);
             loop {
                 let entry = self.table[at];
-                // Whether a word is new cannot be foreseen, so nothing branches on that alone.
                 let is_new = entry == NONE;
                 let place = if is_new { count } else { entry };
                 let (known, times) = &mut self.terms[usize::from(place)];
