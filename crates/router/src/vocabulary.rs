@@ -65,14 +65,19 @@ impl Vocabulary {
     #[inline]
     fn find(&self, hash: u32) -> (usize, bool) {
         let start = self.buckets[(hash >> self.shift) as usize] as usize;
-        let rest = &self.hashes[start..];
-        if let Some(near) = rest.first_chunk::<NEAR>() {
+        if let Some(near) = self.hashes[start..].first_chunk::<NEAR>() {
             let before: usize = near.iter().map(|known| usize::from(*known < hash)).sum();
             if before < NEAR {
                 return (start + before, near[before] == hash);
             }
         }
-        let found = rest.binary_search(&hash);
+        self.search(start, hash)
+    }
+
+    /// The same for a word that lies far behind the start of its bucket. Seldom, so kept out of the way of the others.
+    #[cold]
+    fn search(&self, start: usize, hash: u32) -> (usize, bool) {
+        let found = self.hashes[start..].binary_search(&hash);
         (start + found.unwrap_or_else(|place| place), found.is_ok())
     }
 
