@@ -50,6 +50,12 @@ pub struct Scratch {
     pub(crate) surface: [f32; SURFACE],
     /// Outputs of the linear heads, then of the length heads.
     pub(crate) sums: Vec<f32>,
+    /// Known words: (row of the vocabulary, times it occurs).
+    pub(crate) known: Vec<(u32, u32)>,
+    /// Times each unknown word occurs.
+    pub(crate) unknown: Vec<u32>,
+    /// Known words: (row of the vocabulary, weight in the conversation).
+    pub(crate) words: Vec<(u32, f32)>,
     /// Inputs of the trees.
     pub(crate) inputs: Vec<f32>,
     /// Share of the weight of words that training has not seen.
@@ -92,28 +98,34 @@ pub(crate) fn read(messages: &[&str], scratch: &mut Scratch) {
 }
 
 impl Scratch {
+    #[expect(
+        clippy::needless_bitwise_bool,
+        reason = "whether a word is new cannot be foreseen: no branch depends on it alone"
+    )]
     fn count_terms(&mut self) {
-        let size = (2 * self.hashes.len()).next_power_of_two();
+        let size = (4 * self.hashes.len()).next_power_of_two();
         self.table.clear();
         self.table.resize(size, NONE);
         self.terms.clear();
+        self.terms.resize(self.hashes.len(), (0, 0));
+        let mut count = 0;
         for &hash in &self.hashes {
             let mut at = hash as usize & (size - 1);
             loop {
-                let entry = &mut self.table[at];
-                if *entry == NONE {
-                    *entry = self.terms.len() as u16;
-                    self.terms.push((hash, 1));
-                    break;
-                }
-                let (known, times) = &mut self.terms[usize::from(*entry)];
-                if *known == hash {
-                    *times += 1;
+                let entry = self.table[at];
+                let is_new = entry == NONE;
+                let place = if is_new { count } else { entry };
+                let (known, times) = &mut self.terms[usize::from(place)];
+                if is_new | (*known == hash) {
+                    (*known, *times) = (hash, *times + 1);
+                    self.table[at] = place;
+                    count += u16::from(is_new);
                     break;
                 }
                 at = (at + 1) & (size - 1);
             }
         }
+        self.terms.truncate(usize::from(count));
     }
 }
 
@@ -174,6 +186,23 @@ const CLASS: [Class; 256] = {
     let mut byte = 0;
     while byte < 256 {
         table[byte] = class(byte as u8);
+        byte += 1;
+    }
+    table
+};
+
+/// A one in the 16 bits that count such bytes of a word; 0 for a byte that ends it.
+const IN_WORD: [u64; 256] = {
+    let mut table = [0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        table[byte] = match CLASS[byte] {
+            Class::Lower => 1,
+            Class::Upper => 1 << 16,
+            Class::Digit => 1 << 32,
+            Class::Beyond => 1 << 48,
+            _ => 0,
+        };
         byte += 1;
     }
     table
@@ -253,20 +282,18 @@ impl<'a> Reader<'a> {
 
     /// The word at the start of `bytes`; its length.
     fn word(&mut self, bytes: &[u8]) -> usize {
-        let (mut hash, mut length) = (START, 0);
-        let (mut digits, mut upper, mut beyond) = (0, 0, 0);
+        let (mut hash, mut length, mut counts) = (START, 0, 0);
         for &byte in bytes {
-            match CLASS[usize::from(byte)] {
-                Class::Lower => {}
-                Class::Upper => upper += 1,
-                Class::Digit => digits += 1,
-                Class::Beyond => beyond += 1,
-                _ => break,
+            let one = IN_WORD[usize::from(byte)];
+            if one == 0 {
+                break;
             }
             // Lower case: letters of ASCII, and of Latin-1 in UTF-8, differ from capitals in this bit; digits have it.
             hash = fnv(hash, byte | 0x20);
+            counts += one;
             length += 1;
         }
+        let [upper, digits, beyond] = [16, 32, 48].map(|at| u32::from((counts >> at) as u16));
         self.counts.word(length, digits, upper, beyond);
         self.end_word(hash);
         length as usize

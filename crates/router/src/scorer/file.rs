@@ -8,6 +8,7 @@ use boute_spec::data_file::DataError;
 use serde::{Deserialize, Serialize};
 
 use super::ensemble::{Ensemble, Heads};
+use super::linear::Linear;
 use super::{Provenance, Scorer};
 use crate::encoder::Encode;
 use crate::features::SURFACE;
@@ -86,7 +87,7 @@ impl Scorer {
             mean_output_tokens: self.mean_output_tokens.clone(),
             words: pack(self.vocabulary.hashes.iter().map(|hash| hash.to_le_bytes())),
             documents: pack(self.vocabulary.documents.iter().map(|count| count.to_le_bytes())),
-            weights: pack_floats(&self.weights),
+            weights: pack_floats(&self.heads.to_rows()),
             surface_mean: self.surface_mean.to_vec(),
             surface_scale: self.surface_scale.to_vec(),
             linear: self.linear.clone(),
@@ -174,14 +175,14 @@ impl Scorer {
 
     fn is_sound(&self) -> bool {
         let models = self.models.len();
-        let floats =
-            self.weights.iter().chain(&self.surface_mean).chain(&self.surface_scale).chain(&self.prior);
+        let weights = self.heads.to_rows();
+        let floats = weights.iter().chain(&self.surface_mean).chain(&self.surface_scale).chain(&self.prior);
         models > 0
             && self.best < models
             && (self.lengths.is_empty() || self.lengths.len() == models)
             && self.lengths.iter().flatten().all(Spread::is_sound)
             && self.vocabulary.documents.len() == self.vocabulary.len()
-            && self.weights.len() == (self.vocabulary.len() + SURFACE + 1) * self.stride()
+            && self.heads.columns() == self.vocabulary.len() + SURFACE + 1
             && [self.linear.len(), self.calibration.len(), self.prior.len(), self.mean_output_tokens.len()]
                 .iter()
                 .all(|len| *len == models)
@@ -227,7 +228,9 @@ impl ScorerFile {
         if thresholds.len() != self.trees.columns.len() {
             return Err("its trees do not fit together");
         }
+        let heads = Linear::from_rows(&floats(&self.weights)?, self.models.len() + self.lengths.len());
         Ok(Scorer {
+            heads: heads.ok_or("a row of its weights is cut")?,
             trees: Trees {
                 targets: self.models.len(),
                 questions: self.trees.columns.into_iter().zip(thresholds).collect(),
@@ -237,7 +240,6 @@ impl ScorerFile {
             provenance: self.provenance,
             mean_output_tokens: self.mean_output_tokens,
             vocabulary: Vocabulary::new(integers(&self.words)?, integers(&self.documents)?, train_queries),
-            weights: floats(&self.weights)?,
             surface_mean: self.surface_mean.try_into().map_err(|_| surface)?,
             surface_scale: self.surface_scale.try_into().map_err(|_| surface)?,
             linear: self.linear,

@@ -15,6 +15,7 @@
 
 mod ensemble;
 mod file;
+mod linear;
 mod train;
 
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use serde::{Deserialize, Serialize};
 pub use train::TooFewRows;
 
 use ensemble::Ensemble;
+use linear::Linear;
 
 use crate::encoder::Encode;
 use crate::features::{SURFACE, SURFACE_NAMES, Scratch, read};
@@ -32,7 +34,7 @@ use crate::lengths::{QUANTILES, Spread};
 use crate::logistic::sigmoid;
 use crate::queries::ScoredQueries;
 use crate::trees::Trees;
-use crate::vocabulary::Vocabulary;
+use crate::vocabulary::{Vocabulary, frequency};
 
 /// Where a scorer comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,9 +55,9 @@ pub struct Scorer {
     provenance: Provenance,
     mean_output_tokens: Vec<f64>,
     vocabulary: Vocabulary,
-    /// A row per known word, surface feature and for the bias: inverse document frequency (1 for the others), a weight
-    /// per model, and a weight per model for the length where known.
-    weights: Vec<f32>,
+    /// A head per model for the score, then one per model for the length where known. Columns: a known word each, the
+    /// surface features, the bias.
+    heads: Linear,
     surface_mean: [f32; SURFACE],
     surface_scale: [f32; SURFACE],
     /// Per model (a, b): log odds = a·sum + b, before the trees.
@@ -79,11 +81,6 @@ pub struct Scorer {
 const FURTHEST: f32 = 4.0;
 
 impl Scorer {
-    /// Floats per row of the weights.
-    fn stride(&self) -> usize {
-        1 + self.models.len() + self.lengths.len()
-    }
-
     /// The standardised surface feature.
     fn standard(&self, surface: &[f32; SURFACE], at: usize) -> f32 {
         let far = FURTHEST * train::SURFACE_WEIGHT;
@@ -96,38 +93,22 @@ impl Scorer {
 
     /// Runs the linear heads on what `scratch` has read, and measures its novelty.
     fn sum(&self, scratch: &mut Scratch) {
-        let stride = self.stride();
-        let sums = &mut scratch.sums;
-        sums.clear();
-        sums.resize(stride - 1, 0.0);
-        let (mut squares, mut seen, mut unseen) = (0.0, 0.0, 0.0);
-        for &(hash, times) in &scratch.terms {
-            let frequency = 1.0 + if times == 1 { 0.0 } else { (times as f32).ln() };
-            let Some(row) = self.vocabulary.row(hash) else {
-                unseen += frequency;
-                continue;
-            };
-            let (idf, weights) = self.weights[row * stride..(row + 1) * stride].split_at(1);
-            let value = frequency * idf[0];
+        self.vocabulary.sort(&scratch.terms, &mut scratch.known, &mut scratch.unknown);
+        scratch.words.clear();
+        let weighted = |&(row, times): &(u32, u32)| (row, frequency(times) * self.heads.idf(row as usize));
+        scratch.words.extend(scratch.known.iter().map(weighted));
+        let (mut squares, mut seen) = (0.0, 0.0);
+        for (_, value) in &scratch.words {
             seen += value;
             squares += value * value;
-            for (sum, weight) in sums.iter_mut().zip(weights) {
-                *sum += weight * value;
-            }
         }
-        let scale = 1.0 / squares.sqrt().max(1e-6);
-        for sum in sums.iter_mut() {
-            *sum *= scale;
-        }
+        let unseen: f32 = scratch.unknown.iter().fold(0.0, |sum, times| sum + frequency(*times));
         let unseen = unseen * self.vocabulary.idf_unknown();
         scratch.novelty = unseen / (seen + unseen).max(1e-6);
-        let rows = self.weights[self.vocabulary.len() * stride..].chunks_exact(stride);
-        for (at, row) in rows.enumerate() {
-            let value = if at < SURFACE { self.standard(&scratch.surface, at) } else { 1.0 };
-            for (sum, weight) in scratch.sums.iter_mut().zip(&row[1..]) {
-                *sum += weight * value;
-            }
-        }
+        let scale = 1.0 / squares.sqrt().max(1e-6);
+        let last: [f32; SURFACE + 1] =
+            std::array::from_fn(|at| if at < SURFACE { self.standard(&scratch.surface, at) } else { 1.0 });
+        self.heads.outputs(&scratch.words, scale, &last, &mut scratch.sums);
     }
 
     /// The score each model is expected to get on a conversation of one message, in the order of [`Self::models`].
@@ -270,7 +251,7 @@ impl Scorer {
     fn row_read(&self, scratch: &Scratch) -> Vec<(u32, f32)> {
         let known = scratch.terms.iter().filter_map(|&(hash, times)| {
             let row = self.vocabulary.row(hash)?;
-            Some((row as u32, (1.0 + (times as f32).ln()) * self.vocabulary.idf(row)))
+            Some((row as u32, frequency(times) * self.vocabulary.idf(row)))
         });
         let mut row: Vec<(u32, f32)> = known.collect();
         let scale = 1.0 / row.iter().map(|(_, x)| x * x).sum::<f32>().sqrt().max(1e-6);
@@ -318,12 +299,11 @@ impl Scorer {
         let mut scratch = Scratch::default();
         let row = self.row(messages, &mut scratch);
         let names = crate::features::names(messages);
-        let stride = self.stride();
         let mut reasons: Vec<(String, f32)> = row
             .iter()
             .map(|&(column, value)| {
-                let weights = &self.weights[column as usize * stride + 1..];
-                let of = |model: usize| self.linear[model].0 as f32 * weights[model] * value;
+                let weight = |model: usize| self.heads.weight(column as usize, model);
+                let of = |model: usize| self.linear[model].0 as f32 * weight(model) * value;
                 let place = (column as usize).checked_sub(self.vocabulary.len());
                 let name = match place {
                     None => names.get(&self.vocabulary.hashes[column as usize]).cloned().unwrap_or_default(),

@@ -10,13 +10,14 @@ use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
 use super::ensemble::Ensemble;
+use super::linear::Linear;
 use super::{Provenance, Scorer};
 use crate::encoder::Encode;
 use crate::features::{SURFACE, Scratch, read};
 use crate::lengths::{FEWEST_ANSWERS, Spread};
 use crate::logistic::{Row, logit_of_mean, platt};
 use crate::trees::{Table, Trees};
-use crate::vocabulary::{FEWEST_DOCUMENTS, Vocabulary};
+use crate::vocabulary::{FEWEST_DOCUMENTS, Vocabulary, frequency};
 use crate::{logistic, ridge};
 
 /// Cost C of both regressions, the customary 1.
@@ -139,7 +140,7 @@ impl Scorer {
             provenance,
             mean_output_tokens: (0..models.len()).map(mean_output).collect(),
             vocabulary: Vocabulary::of(scratches.iter().map(|scratch| &scratch.terms[..])),
-            weights: Vec::new(),
+            heads: Linear::default(),
             surface_mean: spread.map(|(mean, _)| mean as f32),
             surface_scale: spread.map(|(_, scale)| SURFACE_WEIGHT / scale as f32),
             linear: vec![(1.0, 0.0); models.len()],
@@ -171,7 +172,7 @@ impl Scorer {
     fn novelty_without_itself(&self, scratch: &Scratch) -> f32 {
         let (mut seen, mut unseen) = (0.0, 0.0);
         for &(hash, times) in &scratch.terms {
-            let frequency = 1.0 + (times as f32).ln();
+            let frequency = frequency(times);
             match self.vocabulary.row(hash) {
                 Some(row) if self.vocabulary.documents[row] > FEWEST_DOCUMENTS => {
                     seen += frequency * self.vocabulary.idf(row);
@@ -241,11 +242,10 @@ impl Scorer {
         }
         let idf =
             |column: usize| if column < self.vocabulary.len() { self.vocabulary.idf(column) } else { 1.0 };
-        self.weights = (0..columns)
-            .flat_map(|column| {
-                std::iter::once(idf(column)).chain(weights.iter().map(move |head| head[column]))
-            })
-            .collect();
+        let row =
+            |column: usize| std::iter::once(idf(column)).chain(weights.iter().map(move |head| head[column]));
+        let rows: Vec<f32> = (0..columns).flat_map(row).collect();
+        self.heads = Linear::from_rows(&rows, weights.len()).expect("the rows are whole");
     }
 }
 
