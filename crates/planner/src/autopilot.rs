@@ -20,7 +20,8 @@ use crate::mix::ScoreMix;
 use crate::moving::{Stage, Terms};
 use crate::plan::PlanError;
 use crate::problem::{Problem, Progress};
-use crate::replan::{Answer, Replan, as_of_late, lose, replan, serves};
+use crate::rents::Rents;
+use crate::replan::{Answer, Replan, as_of_late, lose, rent, replan, serves};
 use crate::schedule::{Next, Schedule};
 
 /// Seconds of a day.
@@ -32,12 +33,12 @@ const RECENT: u64 = 4;
 const ENOUGH: u64 = 2_000;
 /// Mean lengths that differ by more than this from those last planned with have drifted.
 const DRIFT: f64 = 0.15;
-/// A rate lower than planned for by this part is worth a question.
-const SLACK: f64 = 0.1;
+/// A fleet that is expected to rent for less by this part is worth a question; by the second, if it takes the last move of the day, which
+/// what runs may need when queries shift or GPUs are lost.
+const SLACK: f64 = 0.2;
+const LAST_SLACK: f64 = 0.4;
 /// A fleet decided on in an interval is ready in the next.
 const READY: usize = 1;
-/// Moves of a day that are kept for rates that what runs cannot carry.
-const KEPT_MOVES: usize = 2;
 /// Seconds until a failed act is tried again: doubled each time, up to the second.
 const RETRY_S: (u64, u64) = (30, 900);
 
@@ -50,7 +51,7 @@ pub struct Settings {
     pub every_s: u64,
     /// The moments of the day's moves are chosen for this time to come.
     pub ahead_s: u64,
-    /// Moves to another fleet within a day, at most. The last two are kept for rates that what runs cannot carry.
+    /// Moves to another fleet within a day, at most.
     pub moves_per_day: usize,
     /// What moving takes and when it is worth it.
     pub terms: Terms,
@@ -107,6 +108,10 @@ pub struct Signals {
     pub base_mix: Option<ScoreMix>,
     /// How many times the rate that it is made for a plan must stand, at least 1.
     pub stands: f64,
+    /// Rent per hour of what runs, at today's prices.
+    pub rent: Option<f64>,
+    /// Rents of fleets for what is to come; in proportion to the rate where nothing is known of them.
+    pub rents: Rents,
 }
 
 impl Default for Signals {
@@ -120,6 +125,8 @@ impl Default for Signals {
             hold: Hold::None,
             base_mix: None,
             stands: 1.0,
+            rent: None,
+            rents: Rents::default(),
         }
     }
 }
@@ -172,6 +179,15 @@ pub struct Scene<'a> {
     pub running: &'a Plan,
 }
 
+impl Scene<'_> {
+    /// The problem with the traffic of late at `rate`, on the GPUs that are left.
+    fn as_it_is(&self, rate: f64) -> Problem {
+        let mut problem = as_of_late(self.spec, self.recent, rate);
+        lose(&mut problem, self.lost);
+        problem
+    }
+}
+
 impl Question {
     /// What [`replan`] answers. `measured` is the problem whose table is in the database; where that no longer [`serves`], it becomes the
     /// problem as it is now.
@@ -185,13 +201,12 @@ impl Question {
         database: &Database,
         progress: Progress<'_>,
     ) -> Result<Replan, PlanError> {
-        let Scene { spec, recent, lost, running } = scene;
+        let Scene { spec, running, .. } = scene;
         let mut asked = |rate: f64| {
-            let mut problem = as_of_late(spec, recent, rate);
+            let mut problem = scene.as_it_is(rate);
             if let Some(mix) = &self.mix {
                 problem.quality = mix.applied_to(spec, &running.routing.policy).or(problem.quality);
             }
-            lose(&mut problem, lost);
             if !serves(measured, &problem) {
                 measured.clone_from(&problem);
             }
@@ -331,8 +346,8 @@ struct Change {
 struct State {
     /// The plan that runs, and the rate that it carries.
     running: Option<(String, f64)>,
-    /// Until when which rates were carried, of the last day.
-    carried: Vec<(u64, f64)>,
+    /// The highest rate that any plan carried.
+    carried: f64,
     observed: BTreeMap<u64, Observed>,
     rates: BTreeMap<u64, f64>,
     change: Option<Change>,
@@ -428,18 +443,25 @@ impl Autopilot {
     }
 
     fn runs(&mut self, plan: &str, rate: f64, at_s: u64) {
-        let before = self.state.running.replace((plan.to_owned(), rate));
-        self.state.carried.retain(|(until_s, _)| until_s + DAY_S > at_s);
-        self.state.carried.extend(before.map(|(_, rate)| (at_s, rate)));
+        self.state.running = Some((plan.to_owned(), rate));
+        self.state.carried = self.state.carried.max(rate);
         self.state.policy_since = at_s.div_ceil(self.settings.interval_s);
     }
 
-    /// The highest rate that came or was carried within the last day.
-    fn highest_of_a_day(&self, now_s: u64) -> f64 {
-        let day_ago = now_s.saturating_sub(DAY_S) / self.settings.interval_s;
-        let came = self.state.rates.range(day_ago..).map(|(_, rate)| *rate);
-        let carried = self.state.carried.iter().filter(|(until_s, _)| until_s + DAY_S > now_s);
-        came.chain(carried.map(|(_, rate)| *rate)).fold(0.0, f64::max)
+    /// What the last move of a day must be for, `None` if another may follow at once: the highest rate until one of those made is a day old.
+    fn until_another(&self, signals: &Signals, need: &[f64]) -> Option<f64> {
+        let moves = |at: usize| self.moves_today(signals.now_s + at as u64 * self.settings.interval_s) + 1;
+        let without = (0..need.len()).take_while(|at| moves(*at) >= self.settings.moves_per_day);
+        let highest = without.map(|at| need[at]).reduce(f64::max)?;
+        // Before a whole day was seen, the hours to come may be as those that were.
+        let seen = self.state.rates.first_key_value().map_or(0, |(first, _)| self.next_interval() - first);
+        Some(if seen < self.per_day() { highest.max(self.highest() / signals.stands) } else { highest })
+    }
+
+    /// The highest rate that came or was carried.
+    fn highest(&self) -> f64 {
+        let came = self.state.rates.values().copied();
+        came.chain([self.state.carried]).fold(0.0, f64::max)
     }
 
     fn asked(&mut self, trigger: Trigger, at_s: u64) {
@@ -485,19 +507,55 @@ impl Autopilot {
         (now_s >= due_s).then_some((change.done, act))
     }
 
+    /// Tells `signals` what the fleets rent for that what is to come may need, so that moves go where they save rent: `rents` as they are
+    /// known, and what they lack by the table of `measured`. Where that no longer [`serves`], it becomes the problem as it is now.
+    ///
+    /// # Errors
+    /// If stopped.
+    pub fn learn_rents(
+        &self,
+        signals: &mut Signals,
+        rents: &mut Rents,
+        scene: &Scene<'_>,
+        measured: &mut Problem,
+        (database, progress): (&Database, Progress<'_>),
+    ) -> Result<(), PlanError> {
+        let Some(needs) = self.needs(signals.now_s) else { return Ok(()) };
+        let now = scene.as_it_is(needs.iter().copied().fold(0.0, f64::max));
+        if !serves(measured, &now) {
+            measured.clone_from(&now);
+        }
+        // Lengths wander: a tenth is nothing that a schedule depends on.
+        let tenths = |tokens: f64| (tokens.ln() * 10.0).round();
+        let lengths = self.state.last.as_ref().and_then(|last| last.lengths);
+        let lengths = lengths.map(|(prompt, answer)| (tenths(prompt), tenths(answer)));
+        let ground = format!("{} {:?} {lengths:?}", signals.offers, signals.lost);
+        match rents.learn(&ground, &needs, [measured, &now], database, progress) {
+            // Why, the answer to a question says.
+            Err(PlanError::Infeasible(_)) => return Ok(()),
+            learnt => learnt?,
+        }
+        if rents.any() {
+            signals.rent = Some(rent(&scene.running.deployment, &now));
+            signals.rents = rents.clone();
+        }
+        Ok(())
+    }
+
     /// Whether to plan again, and for what. Never while acts are under way, or while a person has pinned the plan.
     pub fn question(&self, signals: &Signals) -> Option<Question> {
         let (_, carries) = self.state.running.as_ref()?;
         if self.state.change.is_some() || signals.hold == Hold::Pin {
             return None;
         }
-        let schedule = self.schedule(signals.now_s)?;
-        let next = schedule.next(carries / signals.stands, *carries);
+        let schedule = self.schedule(signals)?;
+        let rent = signals.rent.unwrap_or_else(|| signals.rents.at(carries / signals.stands));
+        let next = schedule.next(rent, *carries);
         if next.rate <= 0.0 {
             return None;
         }
         let mix = self.recent_mix();
-        let trigger = self.trigger(signals, *carries, &next, mix.as_ref())?;
+        let trigger = self.trigger(signals, (*carries, rent), &next, mix.as_ref())?;
         let mix = mix.filter(|mix| signals.base_mix.as_ref().is_some_and(|base| mix.shifted(base)));
         let mut terms = self.settings.terms;
         // Queries and lengths wander: what could be saved by that is left to the next move that is planned, if there is one.
@@ -507,48 +565,59 @@ impl Autopilot {
         if !self.may_save(signals) || waits || rises {
             terms.least_gain = f64::INFINITY;
         }
+        if trigger == Trigger::RateDown {
+            // What saves less than half of what it was chosen for is worth no move of the few there are.
+            let expected = 1.0 - signals.rents.at(next.rate) / rent;
+            terms.least_gain = terms.least_gain.max(expected / 2.0);
+        }
         if let Some(intervals) = next.at.filter(|at| *at > 0) {
             let hours = (intervals as u64 * self.settings.interval_s) as f64 / 3600.0;
             terms.horizon_h = terms.horizon_h.min(hours);
         }
-        // Nothing can follow the last move of a day.
-        let left = self.settings.moves_per_day.saturating_sub(self.moves_today(signals.now_s));
-        let least = if left <= 1 { self.highest_of_a_day(signals.now_s) / signals.stands } else { 0.0 };
-        Some(Question { trigger, rate: next.rate, moved_rate: next.moved.max(least), mix, terms })
+        let moved_rate = self.until_another(signals, &schedule.need).unwrap_or(next.moved);
+        Some(Question { trigger, rate: next.rate, moved_rate, mix, terms })
     }
 
     /// The day to come: what a fleet must carry, and the moves that may be made to save.
-    fn schedule(&self, now_s: u64) -> Option<Schedule> {
+    fn schedule(&self, signals: &Signals) -> Option<Schedule> {
+        let need = self.needs(signals.now_s)?;
         let interval_s = self.settings.interval_s;
-        let now = now_s / interval_s;
+        let allowed = |at: usize| {
+            let made = self.moves_today(signals.now_s + at as u64 * interval_s);
+            self.settings.moves_per_day.saturating_sub(made)
+        };
+        let Terms { machine_s, warm_up_s, .. } = self.settings.terms;
+        Some(Schedule {
+            rent: need.iter().map(|rate| signals.rents.at(*rate)).collect(),
+            allowed: (0..need.len()).map(allowed).collect(),
+            need,
+            move_intervals: (machine_s + warm_up_s) / interval_s as f64,
+        })
+    }
+
+    /// Requests per second that a fleet must carry that is decided on in each interval from now on; `None` where nothing is known.
+    fn needs(&self, now_s: u64) -> Option<Vec<f64>> {
+        let interval_s = self.settings.interval_s;
         let count = (self.settings.ahead_s / interval_s).clamp(1, self.per_day());
-        let needs = Forecast { rates: &self.state.rates, per_day: self.per_day() }.needs(now, count)?;
+        let forecast = Forecast { rates: &self.state.rates, per_day: self.per_day() };
+        let needs = forecast.needs(now_s / interval_s, count)?;
         let until_ready = |at: usize| {
             let end = (at + READY + 1).min(needs.len());
             needs[at..end].iter().copied().fold(0.0, f64::max)
         };
-        let allowed = |at: u64| {
-            let made = self.moves_today(now_s + at * interval_s);
-            self.settings.moves_per_day.saturating_sub(KEPT_MOVES + made)
-        };
-        let Terms { machine_s, warm_up_s, .. } = self.settings.terms;
-        Some(Schedule {
-            need: (0..needs.len()).map(until_ready).collect(),
-            allowed: (0..count).map(allowed).collect(),
-            move_intervals: (machine_s + warm_up_s) / interval_s as f64,
-        })
+        Some((0..needs.len()).map(until_ready).collect())
     }
 
     /// Whether a fleet may be moved that keeps its promises, to save.
     fn may_save(&self, signals: &Signals) -> bool {
         let left = self.settings.moves_per_day.saturating_sub(self.moves_today(signals.now_s));
-        left > KEPT_MOVES && signals.hold == Hold::None
+        left > 0 && signals.hold == Hold::None
     }
 
     fn trigger(
         &self,
         signals: &Signals,
-        carries: f64,
+        (carries, rent): (f64, f64),
         next: &Next,
         mix: Option<&ScoreMix>,
     ) -> Option<Trigger> {
@@ -578,7 +647,9 @@ impl Autopilot {
             return Some(Trigger::Lengths);
         }
         let due = signals.now_s >= self.state.asked_s + self.settings.every_s && self.may_save(signals);
-        let lower = next.at == Some(0) && next.rate < carries / signals.stands * (1.0 - SLACK);
+        let left = self.settings.moves_per_day.saturating_sub(self.moves_today(signals.now_s));
+        let slack = if left > 1 { SLACK } else { LAST_SLACK };
+        let lower = next.at == Some(0) && signals.rents.at(next.rate) < rent * (1.0 - slack);
         (due && lower).then_some(Trigger::RateDown)
     }
 

@@ -25,6 +25,7 @@ pub mod moving;
 mod neighbours;
 mod plan;
 pub mod problem;
+pub mod rents;
 pub mod replan;
 mod resume;
 pub mod routing;

@@ -117,6 +117,17 @@ pub fn within_stock(fleet: &Deployment, problem: &Problem) -> Deployment {
     left
 }
 
+/// Rent per hour of a fleet at the problem's prices.
+#[must_use]
+pub fn rent(fleet: &Deployment, problem: &Problem) -> f64 {
+    let gpus = fleet.groups.iter().flat_map(gpus_of);
+    let usd = |gpu: &str| {
+        let offer = problem.offers.iter().find(|offer| offer.gpu.name == gpu);
+        offer.map_or(0.0, |offer| offer.usd_per_gpu_hour)
+    };
+    gpus.map(|(gpu, count)| usd(&gpu) * f64::from(count)).sum()
+}
+
 /// The problem of the spec with the traffic of late at `rate`: the first half of `recent` to plan on, the second to verify on. Without
 /// enough requests the spec's own traffic stays, at that rate. The few requests that are longer than any in the spec's traffic are
 /// left out: no engine of the fleet takes them.
@@ -168,6 +179,17 @@ pub fn serves(measured: &Problem, other: &Problem) -> bool {
     as_long && means.into_iter().all(near)
 }
 
+/// A problem on the traffic and the queries of `measured`, whose table serves it.
+pub(crate) fn on_traffic_of(measured: &Problem, problem: &Problem) -> Problem {
+    Problem {
+        planning_trace: measured.planning_trace.clone(),
+        verification_trace: measured.verification_trace.clone(),
+        rate: measured.rate,
+        quality: measured.quality.clone(),
+        ..problem.clone()
+    }
+}
+
 /// Mean tokens of prompts, then of each model's answers.
 fn mean_lengths(problem: &Problem) -> Vec<f64> {
     let mean = |count: usize, tokens: &dyn Fn(usize) -> u32| {
@@ -200,14 +222,7 @@ pub fn replan(
     database: &Database,
     progress: Progress<'_>,
 ) -> Result<Replan, PlanError> {
-    let table_of = Problem {
-        planning_trace: measured.planning_trace.clone(),
-        verification_trace: measured.verification_trace.clone(),
-        rate: measured.rate,
-        quality: measured.quality.clone(),
-        ..problem.clone()
-    };
-    let table_of = if serves(measured, problem) { &table_of } else { problem };
+    let table_of = if serves(measured, problem) { &on_traffic_of(measured, problem) } else { problem };
     let mut left = PlanDraft::clone(running);
     left.deployment = within_stock(&running.deployment, problem);
     let kept = &left.deployment.groups;
@@ -459,8 +474,10 @@ impl Replanning<'_> {
             return Ok(Some(improved(&upholder, Strategy::Exact, kept.clone(), &chosen)));
         }
         let found = upholder.uphold(&chosen, None);
+        // Where the table was optimistic, another strategy's plan may be the cheaper one.
+        let doubtful = |found: &Attempt| upholder.goal == Goal::Cost && found.repairs > 0;
         let found = match found {
-            Some(found) if !found.holds(problem) => {
+            Some(found) if !found.holds(problem) || doubtful(&found) => {
                 Some(self.prepared.attempt(search, Strategy::Default, None, self.progress)?)
             }
             found => found,

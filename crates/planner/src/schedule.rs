@@ -1,19 +1,21 @@
 //! When to move the fleet within the next day, if only a few moves may be made.
 //!
-//! Rent is taken to be proportional to the rate that a fleet is for. The best from a move at interval t on, when k moves are left with
-//! this one:
+//! The best from a move at interval t on, when k moves are left with this one:
 //! ```text
-//! V(t, k) = min over e > t of  max(need[t..e]) · (e − t + move)  +  V(e, k − 1)
+//! V(t, k) = min over e > t of  max(rent[t..e]) · (e − t + move)  +  V(e, k − 1)
 //! ```
-//! where e is the interval of the next move, or the end, and `move` how long a move takes, in intervals: for so long both fleets are paid.
-//! What runs stays until the e that makes `planned · e + V(e, k)` least, as long as it carries what comes. With n intervals and k
-//! moves that is n²k/2 sums for the best choice of moments, if the forecast is right.
+//! where rent is that of the cheapest fleet that carries what comes in an interval, e the interval of the next move, or the end, and `move`
+//! how long a move takes, in intervals: for so long both fleets are paid. What runs stays until the e that makes `its rent · e + V(e, k)`
+//! least, as long as it carries what comes. With n intervals and k moves that is n²k/2 sums for the best choice of moments, if the
+//! forecast is right.
 
 /// The day to come, interval by interval from now on.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Schedule {
     /// Requests per second that a fleet decided on in an interval must carry, and one must that stays.
     pub(crate) need: Vec<f64>,
+    /// Rents per hour of fleets for these; they rise with the rate.
+    pub(crate) rent: Vec<f64>,
     /// Moves that may have been made from now to the end of an interval; never falls.
     pub(crate) allowed: Vec<usize>,
     /// Intervals that a move takes.
@@ -39,9 +41,8 @@ struct Segment {
 }
 
 impl Schedule {
-    /// What is best for a fleet that was planned for one rate and carries another, somewhat higher one. What cannot carry what comes
-    /// must move now, whatever is allowed.
-    pub(crate) fn next(&self, planned: f64, carries: f64) -> Next {
+    /// What is best for a fleet of some rent per hour that carries some rate. What cannot carry what comes must move now, whatever is allowed.
+    pub(crate) fn next(&self, rent: f64, carries: f64) -> Next {
         let from = self.segments();
         let known = from.first().and_then(|from| from.first().copied().flatten());
         // Where none is allowed now, it takes the place of the first that is allowed later.
@@ -53,7 +54,7 @@ impl Schedule {
                 break;
             }
             let rest = self.rest(at, |at| from[at].first().copied().flatten());
-            let cost = rest.map_or(f64::INFINITY, |rest| planned * at as f64 + rest);
+            let cost = rest.map_or(f64::INFINITY, |rest| rent * at as f64 + rest);
             // As long as no move is allowed, the last moment at which it must be made all the same.
             if cost < best.0 || best.0.is_infinite() {
                 best = (cost, at, if at == 0 { now.rate } else { highest });
@@ -85,11 +86,11 @@ impl Schedule {
     /// The best from a move at an interval on, where `then` is what is best from a next one on.
     fn segment(&self, at: usize, then: impl Fn(usize) -> Option<Segment>) -> Segment {
         let mut best = Segment { cost: f64::INFINITY, rate: 0.0 };
-        let mut rate = 0.0_f64;
+        let (mut rate, mut rent) = (0.0_f64, 0.0_f64);
         for next in at + 1..=self.need.len() {
-            rate = rate.max(self.need[next - 1]);
+            (rate, rent) = (rate.max(self.need[next - 1]), rent.max(self.rent[next - 1]));
             let Some(rest) = self.rest(next, &then) else { continue };
-            let cost = rate * ((next - at) as f64 + self.move_intervals) + rest;
+            let cost = rent * ((next - at) as f64 + self.move_intervals) + rest;
             if cost < best.cost {
                 best = Segment { cost, rate };
             }
@@ -110,12 +111,17 @@ mod tests {
     /// A day of 24 intervals: night, day, evening.
     fn day(moves: usize) -> Schedule {
         let need = [[4.0; 6].as_slice(), &[20.0; 12], &[12.0; 6]].concat();
-        Schedule { allowed: vec![moves; need.len()], need, move_intervals: 0.25 }
+        in_proportion(need, moves)
+    }
+
+    /// Rents that are as the rates.
+    fn in_proportion(need: Vec<f64>, moves: usize) -> Schedule {
+        Schedule { allowed: vec![moves; need.len()], rent: need.clone(), need, move_intervals: 0.25 }
     }
 
     /// Rates of all intervals if the schedule is followed.
-    fn followed(schedule: &Schedule, planned: f64) -> Vec<f64> {
-        let (mut runs, mut left, mut rates) = (planned, schedule.clone(), Vec::new());
+    fn followed(schedule: &Schedule, runs: f64) -> Vec<f64> {
+        let (mut runs, mut left, mut rates) = (runs, schedule.clone(), Vec::new());
         for _ in 0..schedule.need.len() {
             let next = left.next(runs, runs);
             if next.at == Some(0) {
@@ -124,6 +130,7 @@ mod tests {
             }
             rates.push(runs);
             left.need.remove(0);
+            left.rent.remove(0);
             left.allowed.remove(0);
         }
         rates
@@ -139,6 +146,18 @@ mod tests {
         // With one, a move down at night would have to be taken back.
         assert_eq!(followed(&day(1), 20.0), [[20.0; 18].as_slice(), &[12.0; 6]].concat());
         assert_eq!(followed(&day(0), 20.0), [20.0; 24]);
+    }
+
+    #[test]
+    fn what_saves_no_rent_takes_no_move() {
+        // The smallest fleet carries 6: one for 4 would cost the same, and the evening is worth more than the night.
+        let rent = |rate: &f64| if *rate > 12.0 { 20.0 } else { 15.0 };
+        let mut stepped = day(1);
+        stepped.rent = stepped.need.iter().map(rent).collect();
+        assert_eq!(stepped.next(20.0, 20.0).at, Some(18));
+        let mut free = day(3);
+        free.rent = vec![20.0; 24];
+        assert_eq!(free.next(20.0, 20.0).at, None);
     }
 
     #[test]
@@ -173,7 +192,7 @@ mod tests {
         };
         for moves in [1, 2, 2, 3, 3] {
             let need: Vec<f64> = (0..7).map(|_| 1.0 + random() as f64).collect();
-            let schedule = Schedule { allowed: vec![moves; need.len()], need, move_intervals: 0.25 };
+            let schedule = in_proportion(need, moves);
             let starts = schedule.segments().into_iter().enumerate();
             let costs = starts.filter_map(|(at, from)| Some(8.0 * at as f64 + from[0]?.cost));
             let best = costs.fold(8.0 * 7.0, f64::min);

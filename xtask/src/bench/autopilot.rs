@@ -16,7 +16,8 @@ use boute_planner::autopilot::{
 use boute_planner::deployment::{Effort, Goal, Limits};
 use boute_planner::mix::ScoreMix;
 use boute_planner::moving::Terms;
-use boute_planner::replan::{Answer, as_of_late, lose, replan, within_stock};
+use boute_planner::rents::Rents;
+use boute_planner::replan::{Answer, as_of_late, lose, rent, replan, within_stock};
 use boute_planner::verify::{Traffic, simulate_fleet};
 use boute_planner::{Database, PlanError, Prepared, Problem, Strategy, plan};
 use boute_router::ScoredQueries;
@@ -64,12 +65,15 @@ const SEED: u64 = 7;
 
 pub(crate) fn run(small: bool, seed: Option<u64>, report: &mut Report) -> Result<(), String> {
     let example = paper_like_problem()?;
-    replan_times(small, &example, report)?;
+    let fast = std::env::var("FAST").is_ok();
+    if !fast {
+        replan_times(small, &example, report)?;
+    }
     let mut week = Week::new(if small { 2 } else { 7 }, seed.unwrap_or(SEED), example)?;
     let database = Database::in_memory();
     let peak = week.static_plan(week.rates.values().copied().fold(0.0, f64::max), &database)?;
     let mean = week.static_plan(week.rates.values().sum::<f64>() / week.rates.len() as f64, &database)?;
-    if !small {
+    if !small && !fast {
         let flown = week.fly(&peak, &database)?;
         let runs = [("static, peak rate", week.stays(&peak)), ("autopilot", flown.stretches)];
         let [peak, autopilot] = week.scores("no GPU is lost", &runs).try_into().map_err(|_| "two runs")?;
@@ -228,6 +232,12 @@ pub(super) fn act(autopilot: &mut Autopilot, start_s: u64, mut passed: impl FnMu
     }
 }
 
+pub(super) fn rents_of_week() -> Result<Rents, String> {
+    let week = Week::new(1, 0, paper_like_problem()?)?;
+    let prices = Rents::of(&week.spec, [1.0, 100.0], &Database::in_memory(), &quiet);
+    prices.map_err(|error| error.to_string())
+}
+
 /// What happens in the week.
 struct Week {
     spec: Problem,
@@ -358,26 +368,16 @@ impl Week {
     fn stretch_of(&self, plan: &Plan, paid: &Deployment, interval: u64, seconds: f64) -> Stretch {
         let mut prices = self.priced(interval);
         lose(&mut prices, &self.lost(interval));
-        let usd = |deployment: &Deployment| -> f64 {
-            let of = deployment.groups.iter().flat_map(|group| {
-                group.instances().into_iter().map(move |it| (it.gpu.to_owned(), it.gpus() * group.replicas))
-            });
-            of.map(|(gpu, gpus)| {
-                let offer = prices.offers.iter().find(|offer| offer.gpu.name == gpu);
-                offer.map_or(0.0, |offer| offer.usd_per_gpu_hour) * f64::from(gpus)
-            })
-            .sum()
-        };
         let deployment = within_stock(&plan.deployment, &prices);
         Stretch {
             interval,
             seconds,
             rate: plan.predicted.rate.get(),
-            fleet_usd_per_hour: usd(&deployment),
+            fleet_usd_per_hour: rent(&deployment, &prices),
             deployment,
             policy: plan.routing.policy.clone(),
             shares: plan.routing.models.clone(),
-            usd_per_hour: usd(&within_stock(paid, &prices)),
+            usd_per_hour: rent(&within_stock(paid, &prices), &prices),
         }
     }
 
@@ -461,12 +461,12 @@ impl Week {
             );
         }
         let (mut stretches, mut reaction, mut moves) = (Vec::new(), f64::INFINITY, Vec::new());
-        let mut measured = self.spec.clone();
+        let (mut measured, mut rents) = (self.spec.clone(), Rents::default());
         for interval in SEEN_DAYS * PER_DAY..self.end() {
             let start_s = interval * INTERVAL_S;
             let spec = self.priced(interval);
             let queries = spec.quality.as_ref().map(|quality| &quality.planning);
-            let signals = Signals {
+            let mut signals = Signals {
                 now_s: start_s,
                 offers: spec.offers[1].usd_per_gpu_hour.to_string(),
                 // Seen within the interval in which they are lost.
@@ -476,10 +476,14 @@ impl Week {
                 base_mix: queries
                     .and_then(|queries| ScoreMix::expected(queries, &running.routing.policy).ok()),
                 stands: spec.robust.rate,
+                ..Signals::default()
             };
+            let (recent, lost) = (self.recent(interval), signals.lost.clone());
+            let scene = Scene { spec: &spec, recent: &recent, lost: &lost, running: &running };
+            autopilot
+                .learn_rents(&mut signals, &mut rents, &scene, &mut measured, (database, &quiet))
+                .map_err(|error| error.to_string())?;
             if let Some(question) = autopilot.question(&signals) {
-                let recent = self.recent(interval);
-                let scene = Scene { spec: &spec, recent: &recent, lost: &signals.lost, running: &running };
                 let answer = match question.answered(&scene, &mut measured, database, &quiet) {
                     Err(PlanError::Infeasible(why)) => Err(why.to_string()),
                     answer => Ok(answer.map_err(|error| error.to_string())?),

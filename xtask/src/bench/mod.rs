@@ -53,7 +53,10 @@ pub(crate) fn run(arguments: &[&str]) -> ExitCode {
             }
         }
         ["autopilot", "rates"] => {
-            autopilot_rates::run();
+            if let Err(message) = autopilot_rates::run() {
+                eprintln!("{message}");
+                return ExitCode::FAILURE;
+            }
             return ExitCode::SUCCESS;
         }
         ["autopilot", arguments @ ..] => {

@@ -3,9 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use boute_planner::autopilot::{
-    Act, Autopilot, Decision, Entry, Hold, Observed, Record, Settings, Signals, Trigger, digest, read_journal,
+    Act, Autopilot, Decision, Entry, Hold, Observed, Record, Scene, Settings, Signals, Trigger, digest,
+    read_journal,
 };
 use boute_planner::mix::ScoreMix;
+use boute_planner::rents::Rents;
 use boute_planner::replan::{Answer, Replan, replan};
 use boute_planner::{Database, Strategy, plan};
 use boute_router::decide::Decider;
@@ -86,6 +88,29 @@ fn noise_raises_no_question_and_a_shift_does_within_one_interval() {
     assert!(question.mix.is_some() && question.rate <= plan.predicted.rate.get());
 }
 
+#[test]
+fn a_fleet_that_is_the_smallest_already_is_not_asked_to_shrink() {
+    let (mut problem, database) = (problem(Objective::MinCost), Database::in_memory());
+    problem.rate = 2.0;
+    (problem.planning_trace, problem.verification_trace) = (trace(1, 2.0), trace(2, 2.0));
+    let plan = plan(&problem, Strategy::Exact, &database, &quiet).unwrap();
+    let queries = &problem.quality.as_ref().unwrap().planning;
+    let mut autopilot = adopted(&plan);
+    autopilot.note(&interval(4, 1.0, &plan, queries));
+    let mut signals = signals(5 * INTERVAL_S, &plan, queries);
+    // Without a word on rents, they are taken to be as the rates.
+    assert_eq!(autopilot.question(&signals).unwrap().trigger, Trigger::RateDown);
+    let (lost, mut measured) = (BTreeMap::new(), problem.clone());
+    let scene = Scene { spec: &problem, recent: &[], lost: &lost, running: &plan };
+    let mut rents = Rents::default();
+    let planner = (&database, &quiet as boute_planner::Progress<'_>);
+    autopilot.learn_rents(&mut signals, &mut rents, &scene, &mut measured, planner).unwrap();
+    assert_eq!(signals.rent, Some(plan.deployment.usd_per_hour()));
+    assert!((rents.at(1.0) / signals.rent.unwrap() - 1.0).abs() < 1e-9, "{rents:?}");
+    assert!(rents.at(100.0) > 2.0 * rents.at(1.0), "{rents:?}");
+    assert_eq!(autopilot.question(&signals), None);
+}
+
 /// A decision to move to a fleet for this rate that stands a twentieth more, done at once.
 fn moved(autopilot: &mut Autopilot, at_s: u64, trigger: Trigger, rate: f64) {
     let acts = vec![Act::Publish { plan: "another".into(), rate: 1.05 * rate }];
@@ -138,11 +163,11 @@ fn a_daily_pattern_takes_few_moves_and_noise_none() {
         }
     }
     let within_a_day = |from: u64| moves.iter().filter(|at| (from..from + PER_DAY).contains(*at)).count();
-    // The last two are kept for surprises; beyond the first day, of which nothing was known, there are few.
+    // On the first day nothing was known.
     let mut known = moves.iter().filter(|from| **from >= PER_DAY);
-    assert!(known.all(|from| within_a_day(*from) <= 5), "{moves:?}");
+    assert!(known.all(|from| within_a_day(*from) <= 6), "{moves:?}");
     let learnt = moves.iter().filter(|at| **at >= 2 * PER_DAY).count();
-    assert!((14..=7 * 5).contains(&learnt), "{learnt} moves in a week: {moves:?}");
+    assert!((14..=7 * 6).contains(&learnt), "{learnt} moves in a week: {moves:?}");
     // The mean of the pattern is 0.6 of its peak; what stays must carry 20 and 6 % more.
     let rent = rent / (7 * PER_DAY) as f64 / 21.2;
     assert!(rent < 0.8, "{rent}");

@@ -11,6 +11,7 @@ use boute_planner::autopilot::{
     Act, Autopilot, Decision, Entry, Hold, Question, Record, Scene, Settings, Signals, digest,
 };
 use boute_planner::mix::ScoreMix;
+use boute_planner::rents::Rents;
 use boute_planner::replan::Answer;
 use boute_planner::{Database, PlanError, Problem};
 use boute_spec::digest::sha256_hex;
@@ -118,7 +119,7 @@ pub(crate) struct RunArgs {
     /// The moments of the day's moves are chosen for this time to come, at most a day.
     #[arg(long, value_name = "TIME", default_value = "24h")]
     ahead: Seconds,
-    /// Moves to another fleet within a day, at most. The last two are kept for rates that the fleet cannot carry.
+    /// Moves to another fleet within a day, at most.
     #[arg(long, value_name = "N", default_value_t = 6)]
     moves_per_day: usize,
     /// Look once, do what is due, and end.
@@ -219,6 +220,8 @@ struct Pilot<'a> {
     loaded: Option<(String, Loaded)>,
     /// What the table of replicas was simulated for last, where that is not the spec's traffic.
     measured: Option<Problem>,
+    /// What fleets rent for, as far as it was asked.
+    rents: Rents,
     router_file: PathBuf,
     runtime: Runtime,
     /// Asks the gateway.
@@ -259,6 +262,7 @@ impl<'a> Pilot<'a> {
             database: database(),
             loaded: None,
             measured: None,
+            rents: Rents::default(),
             router_file,
             runtime: Runtime::new().map_err(Failure::unexpected)?,
             client: HttpClient::new(METRICS_TIMEOUT),
@@ -294,7 +298,8 @@ impl<'a> Pilot<'a> {
             return Ok(());
         }
         self.reload(&running)?;
-        let signals = self.signals(&running)?;
+        let mut signals = self.signals(&running)?;
+        self.learn_rents(&mut signals, &running)?;
         if let Some(question) = self.autopilot.question(&signals) {
             self.decide(&signals, &question, &running)?;
             self.act()?;
@@ -425,7 +430,25 @@ impl<'a> Pilot<'a> {
             hold,
             base_mix: queries.and_then(|queries| ScoreMix::expected(queries, &running.routing.policy).ok()),
             stands: problem.robust.rate,
+            ..Signals::default()
         })
+    }
+
+    /// What fleets rent for that what is to come may need.
+    fn learn_rents(&mut self, signals: &mut Signals, running: &Plan) -> Result<(), Failure> {
+        let recent = in_order(self.traffic.recent());
+        let (known, mut rents) = (self.measured.take(), std::mem::take(&mut self.rents));
+        let spec = &self.loaded()?.problem;
+        let mut measured = known.unwrap_or_else(|| spec.clone());
+        let lost = signals.lost.clone();
+        let scene = Scene { spec, recent: &recent, lost: &lost, running };
+        let planner = (&self.database, &stops as boute_planner::Progress<'_>);
+        let learnt = self.autopilot.learn_rents(signals, &mut rents, &scene, &mut measured, planner);
+        (self.measured, self.rents) = (Some(measured), rents);
+        match learnt {
+            Ok(()) | Err(PlanError::Stopped) => Ok(()),
+            Err(error) => Err(Failure::unexpected(error)),
+        }
     }
 
     fn decide(&mut self, signals: &Signals, question: &Question, running: &Plan) -> Result<(), Failure> {
@@ -434,8 +457,7 @@ impl<'a> Pilot<'a> {
         let spec = &self.loaded()?.problem;
         let mut measured = known.unwrap_or_else(|| spec.clone());
         let scene = Scene { spec, recent: &recent, lost: &signals.lost, running };
-        let stop = |_: &boute_planner::Step| stop_requested();
-        let answer = match question.answered(&scene, &mut measured, &self.database, &stop) {
+        let answer = match question.answered(&scene, &mut measured, &self.database, &stops) {
             Ok(answer) => Ok(answer),
             Err(PlanError::Infeasible(why)) => Err(why.to_string()),
             Err(PlanError::Stopped) => return Ok(()),
@@ -472,6 +494,10 @@ impl<'a> Pilot<'a> {
         plans.values().try_for_each(|plan| self.folder.keep(plan))?;
         self.note(Entry::Decided(decision)).map(drop)
     }
+}
+
+fn stops(_: &boute_planner::Step) -> bool {
+    stop_requested()
 }
 
 /// What the gateway's metrics say of its certificate; nothing where they cannot be read, which is not its fault.
