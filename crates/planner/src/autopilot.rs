@@ -403,6 +403,11 @@ impl Autopilot {
         self.state.moves.iter().filter(|at| **at + DAY_S > now_s).count()
     }
 
+    /// Moves that may still be made then, if none is made before.
+    fn moves_left(&self, at_s: u64) -> usize {
+        self.settings.moves_per_day.saturating_sub(self.moves_today(at_s))
+    }
+
     /// Takes in a record.
     pub fn note(&mut self, record: &Record) {
         let at_s = record.at_s;
@@ -450,8 +455,8 @@ impl Autopilot {
 
     /// What the last move of a day must be for, `None` if another may follow at once: the highest rate until one of those made is a day old.
     fn until_another(&self, signals: &Signals, need: &[f64]) -> Option<f64> {
-        let moves = |at: usize| self.moves_today(signals.now_s + at as u64 * self.settings.interval_s) + 1;
-        let without = (0..need.len()).take_while(|at| moves(*at) >= self.settings.moves_per_day);
+        let left = |at: usize| self.moves_left(signals.now_s + at as u64 * self.settings.interval_s);
+        let without = (0..need.len()).take_while(|at| left(*at) <= 1);
         let highest = without.map(|at| need[at]).reduce(f64::max)?;
         // Before a whole day was seen, the hours to come may be as those that were.
         let seen = self.state.rates.first_key_value().map_or(0, |(first, _)| self.next_interval() - first);
@@ -520,7 +525,7 @@ impl Autopilot {
         measured: &mut Problem,
         (database, progress): (&Database, Progress<'_>),
     ) -> Result<(), PlanError> {
-        let Some(needs) = self.needs(signals.now_s) else { return Ok(()) };
+        let Some(needs) = self.needs(signals.now_s).filter(|_| self.may_ask(signals)) else { return Ok(()) };
         let now = scene.as_it_is(needs.iter().copied().fold(0.0, f64::max));
         if !serves(measured, &now) {
             measured.clone_from(&now);
@@ -542,10 +547,14 @@ impl Autopilot {
         Ok(())
     }
 
+    const fn may_ask(&self, signals: &Signals) -> bool {
+        self.state.change.is_none() && !matches!(signals.hold, Hold::Pin)
+    }
+
     /// Whether to plan again, and for what. Never while acts are under way, or while a person has pinned the plan.
     pub fn question(&self, signals: &Signals) -> Option<Question> {
         let (_, carries) = self.state.running.as_ref()?;
-        if self.state.change.is_some() || signals.hold == Hold::Pin {
+        if !self.may_ask(signals) {
             return None;
         }
         let schedule = self.schedule(signals)?;
@@ -582,10 +591,7 @@ impl Autopilot {
     fn schedule(&self, signals: &Signals) -> Option<Schedule> {
         let need = self.needs(signals.now_s)?;
         let interval_s = self.settings.interval_s;
-        let allowed = |at: usize| {
-            let made = self.moves_today(signals.now_s + at as u64 * interval_s);
-            self.settings.moves_per_day.saturating_sub(made)
-        };
+        let allowed = |at: usize| self.moves_left(signals.now_s + at as u64 * interval_s);
         let Terms { machine_s, warm_up_s, .. } = self.settings.terms;
         Some(Schedule {
             rent: need.iter().map(|rate| signals.rents.at(*rate)).collect(),
@@ -610,8 +616,7 @@ impl Autopilot {
 
     /// Whether a fleet may be moved that keeps its promises, to save.
     fn may_save(&self, signals: &Signals) -> bool {
-        let left = self.settings.moves_per_day.saturating_sub(self.moves_today(signals.now_s));
-        left > 0 && signals.hold == Hold::None
+        self.moves_left(signals.now_s) > 0 && signals.hold == Hold::None
     }
 
     fn trigger(
@@ -647,8 +652,7 @@ impl Autopilot {
             return Some(Trigger::Lengths);
         }
         let due = signals.now_s >= self.state.asked_s + self.settings.every_s && self.may_save(signals);
-        let left = self.settings.moves_per_day.saturating_sub(self.moves_today(signals.now_s));
-        let slack = if left > 1 { SLACK } else { LAST_SLACK };
+        let slack = if self.moves_left(signals.now_s) > 1 { SLACK } else { LAST_SLACK };
         let lower = next.at == Some(0) && signals.rents.at(next.rate) < rent * (1.0 - slack);
         (due && lower).then_some(Trigger::RateDown)
     }
@@ -739,8 +743,7 @@ impl Autopilot {
         if signals.hold == Hold::Freeze {
             return Some("the fleet is frozen");
         }
-        let used_up = self.moves_today(signals.now_s) >= self.settings.moves_per_day;
-        used_up.then_some("the day's moves are used up")
+        (self.moves_left(signals.now_s) == 0).then_some("the day's moves are used up")
     }
 }
 

@@ -43,8 +43,8 @@ impl Rents {
         }
         let wanted: Vec<i32> = rates.iter().filter_map(|rate| step_of(*rate)).collect();
         let (Some(least), Some(most)) = (wanted.iter().min(), wanted.iter().max()) else { return Ok(()) };
-        // For other goals than rent a fleet is as large as the budget allows.
         let learnt = self.known.contains_key(least) && self.known.contains_key(most);
+        // For other goals than rent a fleet is as large as the budget allows.
         if learnt || goal_of(now.objective) != Goal::Cost {
             return Ok(());
         }

@@ -17,6 +17,7 @@ use boute_planner::{Database, PlanError, Problem};
 use boute_spec::digest::sha256_hex;
 use boute_spec::plan::Plan;
 use boute_spec::units::Seconds;
+use boute_spec::workload::TraceRequest;
 use tokio::runtime::Runtime;
 
 use crate::cache::database;
@@ -299,9 +300,10 @@ impl<'a> Pilot<'a> {
         }
         self.reload(&running)?;
         let mut signals = self.signals(&running)?;
-        self.learn_rents(&mut signals, &running)?;
+        let recent = in_order(self.traffic.recent());
+        self.learn_rents(&mut signals, &recent, &running)?;
         if let Some(question) = self.autopilot.question(&signals) {
-            self.decide(&signals, &question, &running)?;
+            self.decide(&signals, &question, &recent, &running)?;
             self.act()?;
         }
         Ok(())
@@ -435,13 +437,17 @@ impl<'a> Pilot<'a> {
     }
 
     /// What fleets rent for that what is to come may need.
-    fn learn_rents(&mut self, signals: &mut Signals, running: &Plan) -> Result<(), Failure> {
-        let recent = in_order(self.traffic.recent());
+    fn learn_rents(
+        &mut self,
+        signals: &mut Signals,
+        recent: &[TraceRequest],
+        running: &Plan,
+    ) -> Result<(), Failure> {
         let (known, mut rents) = (self.measured.take(), std::mem::take(&mut self.rents));
         let spec = &self.loaded()?.problem;
         let mut measured = known.unwrap_or_else(|| spec.clone());
         let lost = signals.lost.clone();
-        let scene = Scene { spec, recent: &recent, lost: &lost, running };
+        let scene = Scene { spec, recent, lost: &lost, running };
         let planner = (&self.database, &stops as boute_planner::Progress<'_>);
         let learnt = self.autopilot.learn_rents(signals, &mut rents, &scene, &mut measured, planner);
         (self.measured, self.rents) = (Some(measured), rents);
@@ -451,12 +457,17 @@ impl<'a> Pilot<'a> {
         }
     }
 
-    fn decide(&mut self, signals: &Signals, question: &Question, running: &Plan) -> Result<(), Failure> {
-        let recent = in_order(self.traffic.recent());
+    fn decide(
+        &mut self,
+        signals: &Signals,
+        question: &Question,
+        recent: &[TraceRequest],
+        running: &Plan,
+    ) -> Result<(), Failure> {
         let known = self.measured.take();
         let spec = &self.loaded()?.problem;
         let mut measured = known.unwrap_or_else(|| spec.clone());
-        let scene = Scene { spec, recent: &recent, lost: &signals.lost, running };
+        let scene = Scene { spec, recent, lost: &signals.lost, running };
         let answer = match question.answered(&scene, &mut measured, &self.database, &stops) {
             Ok(answer) => Ok(answer),
             Err(PlanError::Infeasible(why)) => Err(why.to_string()),
