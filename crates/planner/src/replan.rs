@@ -235,8 +235,7 @@ pub fn replan(
         (standing, route)
     });
     let search = prepared.search();
-    let reduced = left.deployment != running.deployment;
-    Replanning { problem, prepared: &prepared, search: &search, running: &left, reduced, progress }
+    Replanning { problem, prepared: &prepared, search: &search, planned: running, running: &left, progress }
         .answer(standing, terms)
 }
 
@@ -244,10 +243,10 @@ struct Replanning<'a> {
     problem: &'a Problem,
     prepared: &'a Prepared<'a>,
     search: &'a Search<'a>,
+    /// What was planned.
+    planned: &'a PlanDraft,
     /// What is left of it.
     running: &'a PlanDraft,
-    /// Whether that is less than was planned.
-    reduced: bool,
     progress: Progress<'a>,
 }
 
@@ -270,7 +269,7 @@ impl Replanning<'_> {
                 if !now.holds {
                     rerouted = self.rerouted(&standing, route);
                     present = None;
-                } else if self.reduced {
+                } else if self.running.deployment != self.planned.deployment {
                     // The same routing, on what is left: the gateway has to be told.
                     rerouted = present.take();
                 }
@@ -457,11 +456,11 @@ impl Replanning<'_> {
         able.into_iter().step_by(stride).find_map(|route| self.attempt_if_kept(standing, route))
     }
 
-    /// The part that simulation has upheld of the rate that the table promises of what runs.
+    /// The part that simulation has upheld of the rate that the table promises of what was planned.
     fn upheld(&self) -> Option<f64> {
-        let standing = Standing::find(self.running, self.search, self.prepared.routes()).ok()?;
+        let standing = Standing::find(self.planned, self.search, self.prepared.routes()).ok()?;
         let promised = self.search.assess(&standing.route, &standing.counts)?.value;
-        (!self.reduced).then(|| (self.running.predicted.rate.get() / promised).min(1.0))
+        Some((self.planned.predicted.rate.get() / promised).min(1.0))
     }
 
     /// The best plan that holds, if it is not `kept` itself.

@@ -156,8 +156,10 @@ impl Search<'_> {
                 proven = proven.min(pair[0].1);
                 break;
             }
-            // What cannot beat the best so far need not be solved to its end.
-            let limits = Limits { beat: to_beat, ..limits.clone() };
+            // What cannot beat the best so far need not be solved to its end. That proves soon that a route has no better fleet,
+            // but a rate bounded from below makes one that is there hard to find, and the first routes likely have one.
+            let beat = to_beat.filter(|_| goal == Goal::Cost || done > 0);
+            let limits = Limits { beat, ..limits.clone() };
             let solved: Vec<Result<Fleet, NoFleet>> = pair
                 .par_iter()
                 .map(|(route, _)| self.solve(&routes[*route], &limits, goal, effort))

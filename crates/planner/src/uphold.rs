@@ -117,13 +117,20 @@ impl Attempt {
         rate: f64,
         limits: &Limits,
     ) -> Option<Self> {
-        let route = &routes[choice.route];
-        let deployment = deployment(search.candidates, &choice.fleet, &route.stats.fractions, rate);
-        let simulation = Simulation::new(search, route, &deployment, rate);
-        if !enough_replicas(search.problem, &deployment) {
-            return None;
-        }
-        let stressed = simulation.unless_broken(&simulation.hard())?;
+        let hardest = Hardest::stood(search, routes, choice, rate)?;
+        Self::of_hardest(hardest, search, routes, choice, bound, limits)
+    }
+
+    /// The same once the hardest runs are made.
+    fn of_hardest(
+        Hardest { rate, deployment, stressed }: Hardest,
+        search: &Search<'_>,
+        routes: &[Route],
+        choice: &Choice,
+        bound: Option<f64>,
+        limits: &Limits,
+    ) -> Option<Self> {
+        let simulation = Simulation::new(search, &routes[choice.route], &deployment, rate);
         let as_it_is = simulation.as_it_is();
         let [planned, verified] =
             simulation.unless_broken(&[(as_it_is.clone(), false), (as_it_is, true)])?.try_into().ok()?;
@@ -169,6 +176,25 @@ impl Attempt {
         }
         let culprit = (0..blame.len()).max_by(|a, b| blame[*a].total_cmp(&blame[*b])).unwrap_or_default();
         (culprit, 1.0 + ((worst - 1.0) / 2.0).clamp(STEPS.0, STEPS.1))
+    }
+}
+
+/// A choice at a rate, in the hardest runs.
+struct Hardest {
+    rate: f64,
+    deployment: Deployment,
+    stressed: Vec<FleetRun>,
+}
+
+impl Hardest {
+    /// `None` if it has too few replicas, or once a promise breaks.
+    fn stood(search: &Search<'_>, routes: &[Route], choice: &Choice, rate: f64) -> Option<Self> {
+        let route = &routes[choice.route];
+        let deployment = deployment(search.candidates, &choice.fleet, &route.stats.fractions, rate);
+        let simulation = Simulation::new(search, route, &deployment, rate);
+        let enough = enough_replicas(search.problem, &deployment);
+        let stressed = enough.then(|| simulation.unless_broken(&simulation.hard())).flatten()?;
+        Some(Self { rate, deployment, stressed })
     }
 }
 
@@ -436,7 +462,31 @@ impl<'a> Upholder<'a> {
         if !self.tried.borrow_mut().insert((choice.route, choice.fleet.counts())) {
             return None;
         }
-        let promised = choice.fleet.value;
+        let (search, routes, promised) = (self.search, self.routes, choice.fleet.value);
+        let whole = |hardest| Attempt::of_hardest(hardest, search, routes, choice, bound, limits);
+        // What holds in the hardest runs nearly always holds as it is: that is simulated once, at the rate found.
+        let stood = |rate| Hardest::stood(search, routes, choice, rate);
+        let (mut low, best) = self.highest_rate(promised, than, stood)?;
+        let mut attempt = None;
+        if let Some((hardest, tried)) = best {
+            attempt = whole(hardest).map(|whole| (whole, tried));
+            if attempt.is_none() {
+                (low, attempt) = self.highest_rate(promised, than, |rate| stood(rate).and_then(whole))?;
+            }
+        }
+        let at_low = || (Attempt::new(search, routes, choice.clone(), bound, low, limits), 0);
+        let (attempt, repairs) = attempt.or_else(|| than.is_none().then(at_low))?;
+        Some(Attempt { repairs, ..attempt })
+    }
+
+    /// The highest rate at which something `holds`, with what that gives and how many other rates were tried before: nothing if
+    /// it holds at none. `None` if that is not above `than`.
+    fn highest_rate<T>(
+        &self,
+        promised: f64,
+        than: Option<f64>,
+        holds: impl Fn(f64) -> Option<T>,
+    ) -> Option<(f64, Option<(T, u32)>)> {
         let least = RATES.0 * promised;
         let (mut low, mut high) = (least, f64::INFINITY);
         let expected = promised * self.upheld.unwrap_or(1.0);
@@ -445,19 +495,18 @@ impl<'a> Upholder<'a> {
             return None;
         }
         let mut step = RATE_STEP;
-        let mut best: Option<Attempt> = None;
-        let mut repairs = 0;
-        while high - low > CLOSE * low && !self.stopped(repairs) {
-            let attempt = Attempt::if_it_holds(self.search, self.routes, choice, bound, rate, limits);
-            if let Some(attempt) = attempt {
+        let mut best = None;
+        let mut tried = 0;
+        while high - low > CLOSE * low && !self.stopped(tried) {
+            if let Some(held) = holds(rate) {
                 low = rate;
-                best = Some(Attempt { repairs, ..attempt });
+                best = Some((held, tried));
             } else if best.is_none() && than.is_some() {
                 return None;
             } else {
                 high = rate;
             }
-            repairs += 1;
+            tried += 1;
             rate = match (&best, high.is_finite()) {
                 (Some(_), false) if self.upheld.is_some() && low * (1.0 + step) < expected => expected,
                 (Some(_), false) => low * (1.0 + step),
@@ -466,7 +515,6 @@ impl<'a> Upholder<'a> {
             };
             step *= LONGER;
         }
-        let at_low = || Attempt::new(self.search, self.routes, choice.clone(), bound, low, limits);
-        best.or_else(|| than.is_none().then(at_low))
+        Some((low, best))
     }
 }
