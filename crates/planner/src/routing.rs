@@ -8,7 +8,7 @@
 //! floor on unseen queries is at most 1 − confidence, whichever of them the planner picks.
 
 use boute_router::ScoredQueries;
-use boute_router::certify::{Certified, FloorRule, floor_holds};
+use boute_router::certify::{Answers, Certified, FloorRule, floor_holds};
 use boute_router::decide::Decider;
 use boute_router::policy::{PolicyStats, assign, evaluate, policy_for_fractions};
 use boute_spec::policy::{CascadePolicy, ModelPenalty, RoutingPolicy};
@@ -114,7 +114,8 @@ fn thin(routes: &mut Vec<Route>, models: usize) {
 /// Tests `rule` along every path and marks what keeps it.
 pub fn admit(routes: &mut [Route], queries: &ScoredQueries, rule: FloorRule) {
     routes.par_iter_mut().for_each(|route| {
-        let certified = floor_holds(queries, &route.assignment, rule, route.delta);
+        let answers = Answers::of(&route.policy, &queries.models, &route.assignment);
+        let certified = floor_holds(queries, answers, rule, route.delta);
         route.admissible = certified.holds;
         route.certified = Some(certified);
     });

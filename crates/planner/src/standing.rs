@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use boute_router::certify::floor_holds;
+use boute_router::certify::{Answers, floor_holds};
 use boute_router::decide::Decider;
 use boute_router::policy::{assign, evaluate};
 use boute_spec::plan::PlanDraft;
@@ -62,7 +62,8 @@ fn route(plan: &PlanDraft, search: &Search<'_>, routes: &[Route]) -> Result<Rout
     let decider = Decider::new(policy, &queries.models).map_err(|unknown| unknown.to_string())?;
     let assignment = assign(&decider, queries);
     let delta = routes.first().map_or(1.0 - problem.confidence, |route| route.delta);
-    let certified = problem.floor.map(|rule| floor_holds(queries, &assignment, rule, delta));
+    let answers = Answers::of(policy, &queries.models, &assignment);
+    let certified = problem.floor.map(|rule| floor_holds(queries, answers, rule, delta));
     let cascade = cascade::of(problem, policy, &assignment);
     Ok(Route {
         policy: policy.clone(),

@@ -13,6 +13,7 @@
 //! each tested at level δ and must all pass: a policy that breaks one of them passes with probability at most δ, so the
 //! family is controlled without dividing δ (intersection–union test; Berger, Technometrics 24, 1982).
 
+use boute_spec::policy::RoutingPolicy;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -33,6 +34,26 @@ pub enum FloorRule {
         /// Index of the model.
         model: usize,
     },
+}
+
+/// Which model answers what: on a sample, and, of a policy that asks nothing, on everything else too.
+#[derive(Debug, Clone, Copy)]
+pub struct Answers<'a> {
+    /// Index of the model that answers each query of the sample.
+    pub by: &'a [usize],
+    /// The model that answers whatever comes. A sample on which one model answers everything shows no such thing.
+    pub only: Option<usize>,
+}
+
+impl<'a> Answers<'a> {
+    /// Of a `policy` over `models` that was found to answer the sample so.
+    pub fn of(policy: &RoutingPolicy, models: &[String], by: &'a [usize]) -> Self {
+        let only = match policy {
+            RoutingPolicy::Constant { model } => models.iter().position(|id| id == model),
+            RoutingPolicy::Utility { .. } => None,
+        };
+        Self { by, only }
+    }
 }
 
 /// A promise about a mean: score − share·(score of a reference model) is at least `least`.
@@ -80,21 +101,20 @@ impl Promise {
         value * (1.0 + self.share) - self.share
     }
 
-    fn values(&self, queries: &ScoredQueries, rows: &[usize], assignment: &[usize]) -> Vec<f64> {
-        rows.iter().map(|row| self.value(queries, *row, assignment[*row])).collect()
+    fn values(&self, queries: &ScoredQueries, rows: &[usize], by: &[usize]) -> Vec<f64> {
+        rows.iter().map(|row| self.value(queries, *row, by[*row])).collect()
     }
 
-    /// Whether nothing can break it: the reference model answers everything, and no more than it scores is asked for.
-    fn is_trivial(&self, rows: &[usize], assignment: &[usize]) -> bool {
-        let always = |model: usize| rows.iter().all(|row| assignment[*row] == model);
-        self.share <= 1.0 && self.least <= 0.0 && self.reference.is_some_and(always)
+    /// Whether nothing can break it: the reference model answers whatever comes, and no more than it scores is asked for. It loses
+    /// nothing against itself, whoever judges.
+    fn is_trivial(&self, answers: Answers<'_>) -> bool {
+        self.share <= 1.0 && self.reference.is_some() && self.reference == answers.only
     }
 
-    /// Whether it holds on what `rows` of `queries` were drawn from, with an error of at most `delta`,
-    /// if `assignment` says which model answers each query.
-    pub fn holds(&self, queries: &ScoredQueries, rows: &[usize], assignment: &[usize], delta: f64) -> bool {
-        self.is_trivial(rows, assignment)
-            || mean_exceeds(&self.values(queries, rows, assignment), self.in_unit(self.least), delta)
+    /// Whether it holds on what `rows` of `queries` were drawn from, with an error of at most `delta`.
+    pub fn holds(&self, queries: &ScoredQueries, rows: &[usize], answers: Answers<'_>, delta: f64) -> bool {
+        self.is_trivial(answers)
+            || mean_exceeds(&self.values(queries, rows, answers.by), self.in_unit(self.least), delta)
     }
 
     /// The same, with the bound that decides it.
@@ -102,19 +122,21 @@ impl Promise {
         &self,
         queries: &ScoredQueries,
         rows: &[usize],
-        assignment: &[usize],
+        answers: Answers<'_>,
         delta: f64,
     ) -> Certified {
-        let values = self.values(queries, rows, assignment);
+        let values = self.values(queries, rows, answers.by);
         let mean = self.out_of_unit(values.iter().sum::<f64>() / values.len().max(1) as f64);
         let lower_bound = self.out_of_unit(lower_bound(&values, delta));
-        let holds = self.is_trivial(rows, assignment) || lower_bound >= self.least;
-        Certified { holds, lower_bound, mean }
+        if self.is_trivial(answers) {
+            return Certified { holds: true, lower_bound: lower_bound.max(0.0), mean };
+        }
+        Certified { holds: lower_bound >= self.least, lower_bound, mean }
     }
 
     /// The mean on `rows`, and how far it is above what is promised.
-    pub fn slack(&self, queries: &ScoredQueries, rows: &[usize], assignment: &[usize]) -> f64 {
-        let values = self.values(queries, rows, assignment);
+    pub fn slack(&self, queries: &ScoredQueries, rows: &[usize], by: &[usize]) -> f64 {
+        let values = self.values(queries, rows, by);
         self.out_of_unit(values.iter().sum::<f64>() / values.len().max(1) as f64) - self.least
     }
 }
@@ -212,10 +234,10 @@ fn bisect(rejected: impl Fn(f64) -> bool) -> f64 {
     low
 }
 
-/// Tests one policy, given by the model that answers each query.
-pub fn floor_holds(queries: &ScoredQueries, assignment: &[usize], rule: FloorRule, delta: f64) -> Certified {
-    let rows: Vec<usize> = (0..assignment.len()).collect();
-    Promise::from(rule).certify(queries, &rows, assignment, delta)
+/// Tests one policy on all of a sample.
+pub fn floor_holds(queries: &ScoredQueries, answers: Answers<'_>, rule: FloorRule, delta: f64) -> Certified {
+    let rows: Vec<usize> = (0..answers.by.len()).collect();
+    Promise::from(rule).certify(queries, &rows, answers, delta)
 }
 
 /// Rows of a sample that look as if drawn from a stated mix of groups: each draw picks a group by the mix, then the next
@@ -242,16 +264,16 @@ pub fn rows_of_mix(groups: &[Option<usize>], mix: &[f64], seed: u64) -> Vec<usiz
     }
 }
 
-/// Walks along a path of policies, given by the model that answers each query, the safe end first; returns how many are
-/// certified before the first that fails. Each promise is about its rows. 0: nothing can be promised.
-pub fn walk<A: AsRef<[usize]>>(
+/// Walks along a path of policies, the safe end first; returns how many are certified before the first that fails. Each
+/// promise is about its rows. 0: nothing can be promised.
+pub fn walk<'a>(
     queries: &ScoredQueries,
-    path: impl IntoIterator<Item = A>,
+    path: impl IntoIterator<Item = Answers<'a>>,
     promises: &[(Promise, Vec<usize>)],
     delta: f64,
 ) -> usize {
-    let keeps = |assignment: &A| {
-        promises.iter().all(|(promise, rows)| promise.holds(queries, rows, assignment.as_ref(), delta))
+    let keeps = |answers: &Answers<'_>| {
+        promises.iter().all(|(promise, rows)| promise.holds(queries, rows, *answers, delta))
     };
     path.into_iter().take_while(keeps).count()
 }
@@ -321,10 +343,10 @@ mod tests {
         (200..400).for_each(|query| queries.actual[2 * query] = 0.0);
         let small = vec![0; 400];
         let holds =
-            |share| floor_holds(&queries, &small, FloorRule::Relative { share, model: 1 }, 0.05).holds;
+            |share| floor_holds(&queries, some(&small), FloorRule::Relative { share, model: 1 }, 0.05).holds;
         assert!(holds(0.4) && !holds(0.6), "it reaches half of the large model's score");
         let rows: Vec<usize> = (0..400).collect();
-        assert!(!Promise::max_loss(0.4, 1).holds(&queries, &rows, &small, 0.05), "it loses 0.5");
+        assert!(!Promise::max_loss(0.4, 1).holds(&queries, &rows, some(&small), 0.05), "it loses 0.5");
     }
 
     #[test]
@@ -332,11 +354,11 @@ mod tests {
         let mut queries = pair(400, 7);
         (200..400).for_each(|query| queries.actual[2 * query] = 0.3);
         let (small, rows) = (vec![0; 400], (0..400).collect::<Vec<_>>());
-        let bound = Promise::max_loss(0.0, 1).certify(&queries, &rows, &small, 0.05).lower_bound;
+        let bound = Promise::max_loss(0.0, 1).certify(&queries, &rows, some(&small), 0.05).lower_bound;
         for step in [-1e-6, 1e-6] {
             let promise = Promise::max_loss(-bound + step, 1);
-            let certified = promise.certify(&queries, &rows, &small, 0.05);
-            assert_eq!(promise.holds(&queries, &rows, &small, 0.05), certified.holds, "{certified:?}");
+            let certified = promise.certify(&queries, &rows, some(&small), 0.05);
+            assert_eq!(promise.holds(&queries, &rows, some(&small), 0.05), certified.holds, "{certified:?}");
         }
     }
 
@@ -345,8 +367,31 @@ mod tests {
         let mut queries = pair(30, 2);
         queries.actual.fill(0.0);
         let rule = FloorRule::Relative { share: 0.9, model: 1 };
-        assert!(floor_holds(&queries, &[1; 30], rule, 0.05).holds);
-        assert!(!floor_holds(&pair(30, 1), &[0; 30], rule, 0.05).holds);
+        let large = Answers { by: &[1; 30], only: Some(1) };
+        assert!(floor_holds(&queries, large, rule, 0.05).holds);
+        assert!(!floor_holds(&pair(30, 1), some(&[0; 30]), rule, 0.05).holds);
+        // Nor does a judge who errs make it worse than itself.
+        let rows: Vec<usize> = (0..30).collect();
+        let promise = Promise::max_loss(0.01, 1).under_judge(0.2);
+        let kept = promise.certify(&queries, &rows, large, 0.05);
+        assert!(kept.holds && kept.lower_bound == 0.0, "{kept:?}");
+    }
+
+    /// A few queries that the reference model happened to answer say little of those that come.
+    #[test]
+    fn what_a_sample_does_not_show_is_not_promised() {
+        let queries = pair(15, 1);
+        let promise = Promise::max_loss(0.01, 1);
+        assert!(!promise.holds(&queries, &[3], some(&[1; 15]), 0.05));
+        let mut rng = ChaCha8Rng::seed_from_u64(9);
+        let broken = (0..400)
+            .filter(|_| {
+                // The small model, always wrong, answers a tenth: ten times the loss that is promised.
+                let by: Vec<usize> = (0..15).map(|_| usize::from(rng.random::<f64>() < 0.9)).collect();
+                promise.holds(&queries, &(0..15).collect::<Vec<_>>(), some(&by), 0.05)
+            })
+            .count();
+        assert!(broken <= 32, "{broken} of 400, expected at most 20 ± 3 standard errors");
     }
 
     proptest! {
@@ -363,6 +408,11 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Answers on a sample, which are all that is known.
+    fn some(by: &[usize]) -> Answers<'_> {
+        Answers { by, only: None }
     }
 
     /// A small and a large model; the large one is right on every query, the small one on all but every `step`-th.
@@ -384,11 +434,15 @@ mod tests {
             .map(|step| (0..1000).map(|query| usize::from(query % 100 >= step * 10)).collect())
             .collect();
         let promise = |loss| (Promise::max_loss(loss, 1), (0..1000).collect());
-        let certified = [0.0, 0.02, 0.05, 0.5].map(|loss| walk(&queries, &path, &[promise(loss)], 0.05));
+        let path = || {
+            let only = |step| (step == 0).then_some(1);
+            path.iter().enumerate().map(move |(step, by)| Answers { by, only: only(step) })
+        };
+        let certified = [0.0, 0.02, 0.05, 0.5].map(|loss| walk(&queries, path(), &[promise(loss)], 0.05));
         assert!(certified[0] == 1 && certified[3] == 11 && certified.is_sorted(), "{certified:?}");
         assert!((1..4).contains(&certified[1]) && (2..6).contains(&certified[2]), "{certified:?}");
         let both = [promise(0.5), promise(0.02)];
-        assert_eq!(walk(&queries, &path, &both, 0.05), certified[1], "the stricter promise decides");
+        assert_eq!(walk(&queries, path(), &both, 0.05), certified[1], "the stricter promise decides");
     }
 
     #[test]
@@ -397,8 +451,8 @@ mod tests {
         let (small, rows) = (vec![0; 1000], (0..1000).collect::<Vec<_>>());
         let floors = [FloorRule::Absolute(0.87), FloorRule::Relative { share: 0.87, model: 1 }];
         for promise in floors.map(Promise::from).into_iter().chain([Promise::max_loss(0.13, 1)]) {
-            assert!(promise.holds(&queries, &rows, &small, 0.05), "{promise:?}");
-            assert!(!promise.under_judge(0.03).holds(&queries, &rows, &small, 0.05), "{promise:?}");
+            assert!(promise.holds(&queries, &rows, some(&small), 0.05), "{promise:?}");
+            assert!(!promise.under_judge(0.03).holds(&queries, &rows, some(&small), 0.05), "{promise:?}");
         }
     }
 

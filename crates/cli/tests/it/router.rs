@@ -81,6 +81,30 @@ fn promises_are_certified_explained_and_drawn() {
     };
     let (own, mixed) = (share(&[]), share(&["--mix", "maths=0.9", "--mix", "chat=0.1"]));
     assert!(mixed > own, "{mixed} {own}");
+    // Shares are those of the mix: the large model answers all sums.
+    let sums = share(&["--mix", "maths=1"]);
+    assert!(sums > 0.9, "{sums}");
+    // Where the better model is the cheaper one, nothing else is worth it.
+    assert_eq!(share(&["--cost", "small=9", "--cost", "large=1"]), 1.0);
+    // What the router was trained on vouches for nothing, and neither does a coin.
+    let said = refused(2, &[&certify[..], &["--max-loss", "0.05", "--split", "all"]].concat());
+    assert!(said.contains("trained on queries"), "{said}");
+    let said = refused(2, &[&certify[..], &["--max-loss", "0.05", "--confidence", "0.3"]].concat());
+    assert!(said.contains("breaks"), "{said}");
+    let said = refused(2, &[&certify[..], &["--floor", "-0.1"]].concat());
+    assert!(said.contains("not between 0 and 1"), "{said}");
+    // A refusal leaves no certificate behind.
+    let none = folder.path("none.json");
+    assert_eq!(ask(&["--floor", "0.99", "-o", &none]).status.code(), Some(1));
+    assert!(!Path::new(&none).exists());
+    // A certificate is of one router.
+    let other = folder.path("other.json");
+    let train = ["router", "train", &file, "--models", "small,large", "--seed", "1", "-o", &other];
+    assert_eq!(boute(&train).status.code(), Some(0));
+    let said = refused(2, &["router", "explain", &other, "x", "--certificate", &certificate]);
+    assert!(said.contains("of another router"), "{said}");
+    assert!(refused(2, &["router", "train", &file, "-o", &file]).contains("is the quality data"));
+    assert!(refused(2, &["router", "train", &file, "--models", "small,small"]).contains("named twice"));
 
     let explain = |prompt: &str| {
         let output = boute(&["router", "explain", &router, prompt, "--certificate", &certificate, "--json"]);

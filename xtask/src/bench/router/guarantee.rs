@@ -4,7 +4,7 @@
 use std::fmt;
 
 use boute_router::ScoredQueries;
-use boute_router::certify::{FloorRule, Promise};
+use boute_router::certify::{Answers, FloorRule, Promise};
 use boute_router::eval::{advantages, weakest_and_strongest};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -74,8 +74,11 @@ impl Population {
         let thresholds: Vec<f64> = std::iter::once(f64::NEG_INFINITY)
             .chain((1..=STEPS).map(|step| sorted[step * (size - 1) / STEPS]))
             .collect();
-        let holds =
-            |threshold: &f64| promise.holds(&sample.queries, &rows, &sample.assignment(*threshold), DELTA);
+        let holds = |threshold: &f64| {
+            let only = (*threshold == f64::NEG_INFINITY).then_some(self.strong);
+            let answers = Answers { by: &sample.assignment(*threshold), only };
+            promise.holds(&sample.queries, &rows, answers, DELTA)
+        };
         let certified = thresholds.iter().take_while(|threshold| holds(threshold)).count().max(1);
         // The largest threshold whose sample mean keeps the promise, as others choose it.
         let kept =

@@ -1,10 +1,11 @@
 //! `boute router certify`.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use boute_router::certify::{Certified, FloorRule, Promise, rows_of_mix, walk};
+use boute_router::certify::{Answers, Certified, FloorRule, Promise, rows_of_mix, walk};
 use boute_router::decide::Decider;
 use boute_router::monitor::{belongs, reference};
 use boute_router::policy::{PolicyStats, assign, evaluate, path};
@@ -18,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Part, Scored, assignment, costs, read_router, score};
 use crate::failure::{Ending, Failure};
-use crate::files::write_whole;
+use crate::files::{Input, write_whole};
 use crate::printer::Printer;
 
 /// Sizes of calibration data about which it is said what they would certify.
@@ -43,10 +44,10 @@ pub(crate) struct Certify {
     /// Per-query scores that the router was not trained on: JSON lines, plain or gzip.
     data: PathBuf,
     /// Mean score that the policy must keep, between 0 and 1.
-    #[arg(long, value_parser = share)]
+    #[arg(long, value_parser = share, allow_negative_numbers = true)]
     floor: Option<f64>,
     /// How much worse than the reference model it may be on average: 0.02 is two points of a hundred.
-    #[arg(long, value_parser = share)]
+    #[arg(long, value_parser = share, allow_negative_numbers = true)]
     max_loss: Option<f64>,
     /// The reference model; the best on the router's training queries if left out.
     #[arg(long, requires = "max_loss")]
@@ -58,10 +59,10 @@ pub(crate) struct Certify {
     #[arg(long = "mix", value_parser = assignment)]
     mix: Vec<(String, f64)>,
     /// Chance that the promises hold.
-    #[arg(long, default_value_t = 0.95, value_parser = share)]
+    #[arg(long, default_value_t = 0.95, value_parser = share, allow_negative_numbers = true)]
     confidence: f64,
     /// How far the mean of the scores may be off, if a judge gave them.
-    #[arg(long, default_value_t = 0.0)]
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
     judge_error: f64,
     /// What an answer of a model costs, in any unit: MODEL=NUMBER, once per model. Needed for three and more models.
     #[arg(long = "cost", value_parser = assignment)]
@@ -125,8 +126,10 @@ struct Stated {
 }
 
 impl Certificate {
-    pub(super) fn parse(name: &str, text: &str) -> Result<Self, Failure> {
-        let read: Self = serde_json::from_str(text).map_err(|error| {
+    /// Reads one that was made for this `router`.
+    pub(super) fn read(path: &Path, router: &Input) -> Result<Self, Failure> {
+        let Input { name, text, .. } = Input::read(path)?;
+        let read: Self = serde_json::from_str(&text).map_err(|error| {
             Failure::input(
                 format_args!("`{name}` is not a certificate: {error}"),
                 "make one: `boute router certify ROUTER DATA --max-loss 0.02 -o certificate.json`",
@@ -137,6 +140,11 @@ impl Certificate {
         if read.version != VERSION || read.shares.len() != models || !read.policy.iter().all(known) {
             let hint = "certify again with this boute";
             return Err(Failure::input(format_args!("`{name}` is broken or of another version"), hint));
+        }
+        if read.router_sha256 != router.sha256 {
+            let hint = "its promises hold for that one alone: certify this one, or give the other";
+            let message = format_args!("`{name}` is of another router than `{}`", router.name);
+            return Err(Failure::input(message, hint));
         }
         Ok(read)
     }
@@ -158,7 +166,7 @@ impl Certificate {
 pub(super) fn run(args: &Certify, printer: Printer) -> Result<Ending, Failure> {
     check(args)?;
     let (scorer, router) = read_router(&args.router)?;
-    let scored = score(&scorer, &args.data, args.split)?;
+    let scored = of_mix(args, score(&scorer, &args.data, args.split)?)?;
     if scored.queries.len() < FEWEST_QUERIES {
         let message =
             format_args!("only {} queries to certify on, fewer than {FEWEST_QUERIES}", scored.queries.len());
@@ -174,53 +182,60 @@ pub(super) fn run(args: &Certify, printer: Printer) -> Result<Ending, Failure> {
     // Of two models, the safe one is dearer.
     let order: Vec<f64> = (0..models.len()).map(|model| f64::from(u8::from(model == reference))).collect();
     let priced = costs.as_deref().unwrap_or(&order);
-    let rows = mixed_rows(args, &scored)?;
-    let promises = promises(args, &scored, &rows, reference)?;
+    let promises = promises(args, &scored, reference)?;
     let tested: Vec<(Promise, Vec<usize>)> =
         promises.iter().map(|(_, promise, rows)| (*promise, rows.clone())).collect();
     let delta = 1.0 - args.confidence;
     let policies = path(&scored.queries, reference, priced);
     let assignments = assignments(&scored.queries, &policies)?;
-    let certified = walk(&scored.queries, &assignments, &tested, delta);
-    let chosen = certified.saturating_sub(1);
-    let stats = evaluate(&assignments[chosen], &scored.queries);
-    let mean_cost = |fractions: &[f64]| fractions.iter().zip(priced).map(|(share, cost)| share * cost).sum();
+    let answers = |step: usize| Answers::of(&policies[step], models, &assignments[step]);
+    let all_answers: Vec<Answers<'_>> = (0..policies.len()).map(answers).collect();
+    let certified = walk(&scored.queries, all_answers.iter().copied(), &tested, delta);
+    let mean_cost = |stats: &PolicyStats| -> f64 {
+        stats.fractions.iter().zip(priced).map(|(share, cost)| share * cost).sum()
+    };
+    let stats_of: Vec<PolicyStats> =
+        assignments[..certified.max(1)].iter().map(|by| evaluate(by, &scored.queries)).collect();
+    // All that are certified hold together: the cheapest, and of those the safest.
+    let cheaper = |a: &usize, b: &usize| mean_cost(&stats_of[*a]).total_cmp(&mean_cost(&stats_of[*b]));
+    let chosen = (0..stats_of.len()).min_by(cheaper).unwrap_or_default();
+    let stats = &stats_of[chosen];
     let certificate = Certificate {
         version: VERSION,
         router_sha256: router.sha256,
         data_sha256: scored.input.sha256.clone(),
-        queries: rows.len(),
+        queries: scored.queries.len(),
         made_at_unix_s: SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)
             .map_or(0, |elapsed| elapsed.as_secs()),
         confidence: args.confidence,
         judge_error: args.judge_error,
-        certified: certified > 1,
+        certified: chosen > 0,
         promises: promises
             .into_iter()
             .map(|(stated, promise, rows)| Stated {
-                test: promise.certify(&scored.queries, &rows, &assignments[chosen], delta),
+                test: promise.certify(&scored.queries, &rows, all_answers[chosen], delta),
                 ..stated
             })
             .collect(),
         policy: penalties(&policies[chosen]),
-        cost: costs.as_ref().map(|costs| (mean_cost(&stats.fractions), costs[reference])),
+        cost: costs.as_ref().map(|costs| (mean_cost(stats), costs[reference])),
         quality: stats.quality,
-        with_queries: outlook(&scored.queries, &assignments, &tested, reference, delta, args.seed),
+        with_queries: outlook(&scored.queries, &all_answers, &tested, reference, delta, args.seed),
         reference: reference_of(args, &scored, &assignments[chosen], delta),
         models: models.to_vec(),
         shares: stats.fractions.clone(),
     };
-    if let Some(path) = &args.output {
+    // The best single model keeps a loss against itself without a test, but a floor only if that is certified.
+    let kept = certified > 0;
+    if let Some(path) = args.output.as_ref().filter(|_| kept) {
         let mut text = serde_json::to_string_pretty(&certificate).map_err(Failure::unexpected)?;
         text.push('\n');
         write_whole(path, text.as_bytes())?;
         printer.say(format_args!("wrote {}", path.display()));
     }
     printer.data(&certificate)?;
-    printer.text(as_text(&certificate, certified, &stats, &models[reference]));
-    // The best single model keeps a loss against itself without a test, but a floor only if that is certified.
-    let kept = certified > 0;
+    printer.text(as_text(&certificate, certified, stats, &models[reference]));
     Ok(if kept { Ending::Done } else { Ending::Unmet })
 }
 
@@ -239,6 +254,10 @@ fn check(args: &Certify) -> Result<(), Failure> {
         None if args.confidence == 1.0 => {
             Err(Failure::input("nothing holds with certainty", "ask for `--confidence 0.99`"))
         }
+        None if args.confidence < 0.5 => Err(Failure::input(
+            format_args!("a promise with a confidence of {} rather breaks than holds", args.confidence),
+            "ask for `--confidence 0.95`",
+        )),
         None => Ok(()),
     }
 }
@@ -251,12 +270,11 @@ fn reference_model(args: &Certify, scorer: &Scorer) -> Result<usize, Failure> {
     })
 }
 
-/// Rows in random order; of the stated mix of tasks, if there is one.
-fn mixed_rows(args: &Certify, scored: &Scored) -> Result<Vec<usize>, Failure> {
-    let mut rows: Vec<usize> = (0..scored.queries.len()).collect();
-    rows.shuffle(&mut ChaCha8Rng::seed_from_u64(args.seed));
+/// Those of the queries that look as if drawn from the stated mix of tasks, if there is one: what is said of a policy is said of
+/// the traffic to come.
+fn of_mix(args: &Certify, scored: Scored) -> Result<Scored, Failure> {
     if args.mix.is_empty() {
-        return Ok(rows);
+        return Ok(scored);
     }
     if args.mix.iter().all(|(_, share)| *share == 0.0) {
         return Err(Failure::input(
@@ -264,6 +282,8 @@ fn mixed_rows(args: &Certify, scored: &Scored) -> Result<Vec<usize>, Failure> {
             "give positive ones: `--mix maths=0.7`",
         ));
     }
+    let mut rows: Vec<usize> = (0..scored.queries.len()).collect();
+    rows.shuffle(&mut ChaCha8Rng::seed_from_u64(args.seed));
     let group = |row: &usize| args.mix.iter().position(|(name, _)| belongs(&scored.tasks[*row], name));
     let groups: Vec<Option<usize>> = rows.iter().map(group).collect();
     let empty = (0..args.mix.len()).find(|at| !groups.contains(&Some(*at)));
@@ -272,23 +292,26 @@ fn mixed_rows(args: &Certify, scored: &Scored) -> Result<Vec<usize>, Failure> {
         return Err(Failure::input(format_args!("no query of the task `{}`", args.mix[empty].0), hint));
     }
     let shares: Vec<f64> = args.mix.iter().map(|(_, share)| *share).collect();
-    Ok(rows_of_mix(&groups, &shares, args.seed).into_iter().map(|at| rows[at]).collect())
+    let drawn: BTreeSet<usize> =
+        rows_of_mix(&groups, &shares, args.seed).into_iter().map(|at| rows[at]).collect();
+    Ok(Scored {
+        tasks: drawn.iter().map(|row| scored.tasks[*row].clone()).collect(),
+        queries: scored.queries.only(|query| drawn.contains(&query)),
+        input: scored.input,
+    })
 }
 
 /// Every promise with its rows.
 fn promises(
     args: &Certify,
     scored: &Scored,
-    rows: &[usize],
     reference: usize,
 ) -> Result<Vec<(Stated, Promise, Vec<usize>)>, Failure> {
     let kind = if args.floor.is_some() { "floor" } else { "max_loss" };
     let overall = args.floor.or(args.max_loss).unwrap_or_default();
     let all = std::iter::once((String::new(), overall)).chain(args.groups.iter().cloned());
     all.map(|(group, value)| {
-        let own: Vec<usize> = rows
-            .iter()
-            .copied()
+        let own: Vec<usize> = (0..scored.queries.len())
             .filter(|row| group.is_empty() || belongs(&scored.tasks[*row], &group))
             .collect();
         if own.is_empty() {
@@ -321,7 +344,7 @@ fn penalties(policy: &RoutingPolicy) -> Vec<ModelPenalty> {
 /// Share of the reference model that so many queries would certify: the median over resamples of those there are.
 fn outlook(
     queries: &ScoredQueries,
-    assignments: &[Vec<usize>],
+    path: &[Answers<'_>],
     promises: &[(Promise, Vec<usize>)],
     reference: usize,
     delta: f64,
@@ -342,7 +365,7 @@ fn outlook(
                         (*promise, (0..own).map(|_| rows[rng.random_range(0..rows.len())]).collect())
                     })
                     .collect();
-                share(&assignments[walk(queries, assignments, &drawn, delta).saturating_sub(1)])
+                share(path[walk(queries, path.iter().copied(), &drawn, delta).saturating_sub(1)].by)
             })
             .collect();
         shares.sort_unstable_by(f64::total_cmp);
@@ -363,6 +386,9 @@ fn as_text(certificate: &Certificate, certified: usize, stats: &PolicyStats, ref
     let _ = match certified {
         0 => writeln!(text, "refused: not even {reference} alone can be promised to keep this"),
         1 => writeln!(text, "refused: only {reference} alone is certified; every query goes to it"),
+        _ if !certificate.certified => {
+            writeln!(text, "{reference} alone: nothing cheaper is certified, and every query goes to it")
+        }
         _ => writeln!(text, "certified, with {} confidence:", percent(certificate.confidence)),
     };
     for promise in &certificate.promises {
@@ -376,7 +402,10 @@ fn as_text(certificate: &Certificate, certified: usize, stats: &PolicyStats, ref
             against => writeln!(
                 text,
                 "  {group}: at most {} worse than {against}; {:.4} measured on {}, at most {:.4}",
-                promise.value, -promise.test.mean, promise.queries, -promise.test.lower_bound
+                promise.value,
+                0.0 - promise.test.mean,
+                promise.queries,
+                0.0 - promise.test.lower_bound
             ),
         };
     }

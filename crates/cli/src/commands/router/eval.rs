@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::certify::Certificate;
 use super::{Part, assignment, costs, read_router, score};
 use crate::failure::{Ending, Failure};
-use crate::files::{Input, write_whole};
+use crate::files::write_whole;
 use crate::printer::Printer;
 
 /// Evaluates a router.
@@ -39,16 +39,13 @@ pub(crate) struct Eval {
 }
 
 pub(super) fn run(args: &Eval, printer: Printer) -> Result<Ending, Failure> {
-    let (scorer, _) = read_router(&args.router)?;
+    let (scorer, router) = read_router(&args.router)?;
     let scored = score(&scorer, &args.data, args.split)?;
     let costs = costs(&args.costs, scorer.models())?;
     let tasks: Vec<&str> = scored.tasks.iter().map(String::as_str).collect();
     let report = report(&scored.queries, &tasks, costs.as_deref());
     if let Some(path) = &args.report {
-        let certificate = args.certificate.as_ref().map(|path| {
-            let input = Input::read(path)?;
-            Certificate::parse(&input.name, &input.text)
-        });
+        let certificate = args.certificate.as_ref().map(|path| Certificate::read(path, &router));
         let page = page(&report, certificate.transpose()?.as_ref());
         write_whole(path, page.html().as_bytes())?;
         printer.say(format_args!("wrote {}", path.display()));
@@ -98,6 +95,8 @@ fn page(report: &Report, certificate: Option<&Certificate>) -> RouterPage {
         model: model.model.clone(),
         bins: model.bins.iter().map(|bin| (bin.predicted, bin.actual, bin.queries)).collect(),
     });
+    // The curve is of two models; a policy of more does not lie on it.
+    let certificate = certificate.filter(|certificate| certificate.models.len() == 2);
     let certified = certificate.zip(report.pair.as_ref()).and_then(|(certificate, pair)| {
         let at = certificate.models.iter().position(|model| *model == pair.strong)?;
         Some((certificate.shares[at], certificate.quality_interval()?))

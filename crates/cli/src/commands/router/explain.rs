@@ -52,7 +52,7 @@ struct ModelView {
 }
 
 pub(super) fn run(args: &Explain, printer: Printer) -> Result<Ending, Failure> {
-    let (scorer, _) = read_router(&args.router)?;
+    let (scorer, router) = read_router(&args.router)?;
     let messages =
         args.messages
             .iter()
@@ -65,11 +65,7 @@ pub(super) fn run(args: &Explain, printer: Printer) -> Result<Ending, Failure> {
     let mut scratch = Scratch::default();
     let mut scores = vec![0.0; models.len()];
     scorer.score_conversation(&messages, &mut scratch, &mut scores);
-    let certificate = args.certificate.as_ref().map(|path| {
-        let input = Input::read(path)?;
-        Certificate::parse(&input.name, &input.text)
-    });
-    let certificate = certificate.transpose()?;
+    let certificate = args.certificate.as_ref().map(|path| Certificate::read(path, &router)).transpose()?;
     let penalty = |model: &String| match &certificate {
         None => Some(0.0),
         Some(certificate) => {
@@ -86,8 +82,10 @@ pub(super) fn run(args: &Explain, printer: Printer) -> Result<Ending, Failure> {
     let others = (0..models.len()).filter(|model| *model != chosen);
     let runner_up =
         best_of(others.map(|model| (model, worth(model).unwrap_or(f64::from(scores[model]) - 2.0))));
+    // Words have no say in what is unlike anything in training.
+    let known = scratch.novelty() < scorer.novelty_limits().1;
     let mut reasons =
-        if models.len() > 1 { scorer.reasons(&messages, chosen, runner_up) } else { Vec::new() };
+        if models.len() > 1 && known { scorer.reasons(&messages, chosen, runner_up) } else { Vec::new() };
     reasons.truncate(REASONS);
     let middle = |tokens: [f32; QUANTILES.len()]| [tokens[1], tokens[3], tokens[5]];
     let explanation = Explanation {
@@ -122,7 +120,10 @@ fn as_text(explanation: &Explanation, runner_up: &str) -> String {
         let _ = write!(text, "  {}: expected score {:.3}", view.model, view.expected_score);
         let _ = match view.penalty {
             Some(0.0) => Ok(()),
-            Some(lambda) => write!(text, ", must be {lambda:.3} better than a free model"),
+            Some(lambda) => {
+                let worth = f64::from(view.expected_score) - lambda;
+                write!(text, ", less its price λ = {lambda:.3}: {worth:.3}")
+            }
             None => write!(text, ", not in the policy"),
         };
         if let Some([low, middle, high]) = view.answer_tokens {
@@ -142,6 +143,9 @@ fn as_text(explanation: &Explanation, runner_up: &str) -> String {
         start * 100.0,
         end * 100.0
     );
+    if reasons.is_empty() {
+        return text;
+    }
     let _ =
         writeln!(text, "  what speaks for it (+) and for {runner_up} (−), in log odds before calibration:");
     for (name, part) in reasons {

@@ -1,5 +1,7 @@
 //! `boute router`.
 
+use std::collections::BTreeSet;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use boute_router::{ScoredQueries, Scorer};
@@ -40,7 +42,7 @@ pub(crate) struct Train {
     /// Write the router here.
     #[arg(long, short, default_value = "router.json")]
     output: PathBuf,
-    /// Only these models, small to large; all models of the first row if left out.
+    /// Only these models; all models of the first row if left out.
     #[arg(long, value_delimiter = ',')]
     models: Vec<String>,
     /// Seed of every random choice.
@@ -113,6 +115,11 @@ fn score(scorer: &Scorer, path: &Path, part: Part) -> Result<Scored, Failure> {
         let hint = "give more queries, mark some with `\"split\": \"test\"`, or take others with `--split`";
         return Err(Failure::input(format_args!("`{}` has no queries in that part", input.name), hint));
     }
+    if matches!(part, Part::Train | Part::All) && scorer.provenance().data_sha256 == input.sha256 {
+        let hint = "it knows their answers: judge it by `--split validation` or `--split test`";
+        let message = format_args!("the router was trained on queries of `{}` in that part", input.name);
+        return Err(Failure::input(message, hint));
+    }
     let queries = scorer.score_queries(&data.models, own.iter().copied());
     Ok(Scored { tasks: own.iter().map(|query| query.task.clone()).collect(), input, queries })
 }
@@ -128,6 +135,12 @@ fn assignment(text: &str) -> Result<(String, f64), String> {
     }
 }
 
+/// The first that comes twice.
+fn repeated<'a>(names: impl Iterator<Item = &'a String>) -> Option<&'a String> {
+    let mut seen = BTreeSet::new();
+    names.into_iter().find(|name| !seen.insert(*name))
+}
+
 /// One cost per model, if any is given.
 fn costs(given: &[(String, f64)], models: &[String]) -> Result<Option<Vec<f64>>, Failure> {
     if given.is_empty() {
@@ -136,6 +149,9 @@ fn costs(given: &[(String, f64)], models: &[String]) -> Result<Option<Vec<f64>>,
     if let Some((unknown, _)) = given.iter().find(|(name, _)| !models.contains(name)) {
         let hint = format!("the router knows {}", models.join(", "));
         return Err(Failure::input(format_args!("a cost for `{unknown}`"), hint));
+    }
+    if let Some(twice) = repeated(given.iter().map(|(name, _)| name)) {
+        return Err(Failure::input(format_args!("two costs for `{twice}`"), "give each model one"));
     }
     if let Some((free, _)) = given.iter().find(|(_, cost)| *cost == 0.0) {
         return Err(Failure::input(
@@ -152,6 +168,15 @@ fn costs(given: &[(String, f64)], models: &[String]) -> Result<Option<Vec<f64>>,
 }
 
 fn train(args: &Train, printer: Printer) -> Result<Ending, Failure> {
+    if let Some(twice) = repeated(args.models.iter()) {
+        return Err(Failure::input(format_args!("`{twice}` is named twice"), "name each model once"));
+    }
+    let same =
+        |a: &Path, b: &Path| fs::canonicalize(a).is_ok_and(|a| fs::canonicalize(b).is_ok_and(|b| a == b));
+    if same(&args.data, &args.output) {
+        let message = format_args!("`{}` is the quality data", args.output.display());
+        return Err(Failure::input(message, "write the router to another file"));
+    }
     let (data, input) = read(&args.data, &args.models)?;
     let encoder = args.embeddings.as_deref().map(encoder::open).transpose().map_err(Failure::told)?;
     let sha256 = encoder.as_ref().map(|encoder| encoder.sha256().to_owned());
