@@ -58,8 +58,8 @@ impl Ensemble {
         let texts: Vec<&str> = train.iter().map(|query| query.prompt.as_str()).collect();
         let row = |(embedding, surface): (Option<Vec<f32>>, &[f32; SURFACE])| -> Row {
             // A text that cannot be encoded says nothing here.
-            let mut embedding = embedding.unwrap_or_else(|| vec![0.0; dimensions]);
-            embedding.iter_mut().for_each(|x| *x *= EMBEDDING_WEIGHT);
+            let embedding = embedding.unwrap_or_else(|| vec![0.0; dimensions]);
+            let embedding: Vec<f32> = embedding.iter().map(|x| x * EMBEDDING_WEIGHT).collect();
             (0..).zip(inputs(&embedding, surface)).collect()
         };
         let rows: Vec<Row> = encoder.encode_all(&texts).into_iter().zip(surfaces).map(row).collect();
@@ -71,7 +71,9 @@ impl Ensemble {
                 logistic::fit(rows, targets, dimensions + SURFACE + 1, COST, rng)
             });
             // What is kept takes embeddings as they are.
-            head.weights[..dimensions].iter_mut().for_each(|weight| *weight *= EMBEDDING_WEIGHT);
+            for weight in &mut head.weights[..dimensions] {
+                *weight *= EMBEDDING_WEIGHT;
+            }
             let linear = platt(&head.unseen, &targets);
             let other = others.iter().skip(model).step_by(models);
             let means: Vec<f64> = head
