@@ -74,15 +74,20 @@ struct FeedbackLine<'a> {
 #[derive(Debug)]
 pub(crate) struct DecisionLog {
     decisions: JsonLines,
-    feedback: JsonLines,
+    /// `None` where both are one stream.
+    feedback: Option<JsonLines>,
 }
 
 impl DecisionLog {
-    /// Appends to the file at `path`, and to `PATH.feedback.jsonl`.
+    /// Appends to the file at `path`, and to `PATH.feedback.jsonl`; what is no file, such as a container's `/dev/stdout`, takes both.
     pub(crate) fn open(path: &Path) -> std::io::Result<Self> {
+        let decisions = JsonLines::open(path)?;
+        if !path.is_file() {
+            return Ok(Self { decisions, feedback: None });
+        }
         let mut feedback = path.as_os_str().to_owned();
         feedback.push(".feedback.jsonl");
-        Ok(Self { decisions: JsonLines::open(path)?, feedback: JsonLines::open(Path::new(&feedback))? })
+        Ok(Self { decisions, feedback: Some(JsonLines::open(Path::new(&feedback))?) })
     }
 
     pub(crate) fn decided(&self, line: &DecisionLine<'_>) {
@@ -91,12 +96,14 @@ impl DecisionLog {
 
     pub(crate) fn rated(&self, feedback: &Feedback) {
         let Feedback { request_id, model, predicted, score } = feedback;
-        self.feedback.write(&FeedbackLine { request_id, model, predicted: *predicted, score: *score });
+        let log = self.feedback.as_ref().unwrap_or(&self.decisions);
+        log.write(&FeedbackLine { request_id, model, predicted: *predicted, score: *score });
     }
 
     /// Lines that were dropped.
     pub(crate) fn dropped(&self) -> u64 {
-        self.decisions.dropped.get() + self.feedback.dropped.get()
+        let logs = std::iter::once(&self.decisions).chain(&self.feedback);
+        logs.map(|log| log.dropped.get()).sum()
     }
 }
 
@@ -177,5 +184,18 @@ mod tests {
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "0\n1\n");
         std::fs::remove_file(&path).unwrap();
         assert!(JsonLines::open(Path::new("/no/such/folder/x")).is_err());
+    }
+
+    #[test]
+    fn feedback_has_a_file_where_decisions_have_one() {
+        let path = std::env::temp_dir().join(format!("boute-decided-{}.jsonl", std::process::id()));
+        let log = DecisionLog::open(&path).unwrap();
+        let feedback = path.with_extension("jsonl.feedback.jsonl");
+        assert!(log.feedback.is_some() && feedback.exists());
+        for path in [&path, &feedback] {
+            std::fs::remove_file(path).unwrap();
+        }
+        // A device or a pipe has nothing beside it.
+        assert!(DecisionLog::open(Path::new("/dev/null")).unwrap().feedback.is_none());
     }
 }

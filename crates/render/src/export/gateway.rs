@@ -139,6 +139,8 @@ fn pod(fleet: &Fleet<'_>, backends: &[Backend], parts: usize) -> Value {
     args.extend(["--listen".into(), format!("0.0.0.0:{GATEWAY_PORT}")]);
     args.extend(["--admin".into(), format!("0.0.0.0:{ADMIN_PORT}")]);
     args.extend(["--drain".into(), DRAIN_S.to_string()]);
+    // The root is read-only: the log of decisions is the container's, where `boute autopilot` can read it.
+    args.extend(["--decisions".into(), "/dev/stdout".into()]);
     let security = json!({
         "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]},
     });
