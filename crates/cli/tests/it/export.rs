@@ -243,6 +243,30 @@ fn exports_are_checked_compared_and_replaced() {
     let written = boute(&["export", "k8s", &other, "-o", &out]);
     assert!(text(&written.stderr).contains("no longer part of it, remove: "), "{}", text(&written.stderr));
 
+    // All of one target's files are left when another is exported to its folder; a filled in `.env` is the user's.
+    let plan = folder.file("two-hosts.json", &two_host_plan().to_json_pretty());
+    for target in ["compose", "llm-d", "grafana"] {
+        let out = folder.path(&format!("was-{target}"));
+        let wrote = boute(&["export", target, &plan, "-o", &out, "--json"]);
+        let wrote: Value = serde_json::from_slice(&wrote.stdout).unwrap();
+        let short = |path: &Value| path.as_str().unwrap()[out.len() + 1..].to_owned();
+        let mut wrote: Vec<String> = wrote["files"].as_array().unwrap().iter().map(short).collect();
+        if target == "compose" {
+            fs::copy(format!("{out}/env.example"), format!("{out}/.env")).unwrap();
+        }
+        let now = boute(&["export", "k8s", &plan, "-o", &out, "--json"]);
+        let now: Value = serde_json::from_slice(&now.stdout).unwrap();
+        let now_files: Vec<String> = now["files"].as_array().unwrap().iter().map(short).collect();
+        wrote.retain(|path| !now_files.contains(path));
+        wrote.sort();
+        assert!(!wrote.is_empty());
+        assert_eq!(now["no_longer_part"], serde_json::json!(wrote), "{target}");
+    }
+    // The user's own plan, beside which an export is written, is none of it.
+    let beside = boute(&["export", "k8s", &plan, "-o", &folder.path(""), "--json"]);
+    let beside: Value = serde_json::from_slice(&beside.stdout).unwrap();
+    assert_eq!(beside["no_longer_part"], serde_json::json!([]));
+
     let sglang = boute(&[
         "export",
         "k8s",

@@ -262,6 +262,9 @@ fn instructions(fleet: &Fleet<'_>) -> String {
     };
     format!(
         "{lws}{}\nWhat changed, and undoing it:\n\n    kubectl diff --server-side -f .\n    kubectl delete -f .\n",
-        gateway::instructions(fleet)
+        gateway::instructions(
+            fleet,
+            "one for each group\nkeeps all but the gateway, the group itself and `monitoring` from its engines."
+        )
     )
 }
