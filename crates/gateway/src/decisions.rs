@@ -1,8 +1,8 @@
 //! The log of decisions: JSON lines that are a trace, so that yesterday's traffic plans tomorrow's fleet; and the log of
 //! feedback beside it.
 
-use std::fs::{File, OpenOptions};
-use std::io::{BufWriter, Write};
+use std::fs::OpenOptions;
+use std::io::{BufWriter, Write, stdout};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
@@ -18,6 +18,11 @@ use crate::quality::Feedback;
 const WAITING_LINES: usize = 1 << 14;
 /// Lines reach the file this often.
 const FLUSH: Duration = Duration::from_secs(1);
+/// The name of standard output as a log.
+const STDOUT: &str = "/dev/stdout";
+
+/// Where lines go.
+type Sink = BufWriter<Box<dyn Write + Send>>;
 
 /// One answered request, as it stands in the log. The first three keys are Mooncake's.
 #[derive(Debug, Serialize)]
@@ -79,10 +84,10 @@ pub(crate) struct DecisionLog {
 }
 
 impl DecisionLog {
-    /// Appends to the file at `path`, and to `PATH.feedback.jsonl`; what is no file, such as a container's `/dev/stdout`, takes both.
+    /// Appends to the file at `path`, and to `PATH.feedback.jsonl`; standard output takes both.
     pub(crate) fn open(path: &Path) -> std::io::Result<Self> {
         let decisions = JsonLines::open(path)?;
-        if !path.is_file() {
+        if path == Path::new(STDOUT) {
             return Ok(Self { decisions, feedback: None });
         }
         let mut feedback = path.as_os_str().to_owned();
@@ -146,11 +151,16 @@ impl Drop for JsonLines {
     }
 }
 
-fn append_to(path: &Path) -> std::io::Result<BufWriter<File>> {
-    OpenOptions::new().append(true).create(true).open(path).map(BufWriter::new)
+fn append_to(path: &Path) -> std::io::Result<Sink> {
+    // A container's user may write to it, but perhaps not open it.
+    if path == Path::new(STDOUT) {
+        return Ok(BufWriter::new(Box::new(stdout())));
+    }
+    let file = OpenOptions::new().append(true).create(true).open(path)?;
+    Ok(BufWriter::new(Box::new(file)))
 }
 
-fn write_lines(lines: &Receiver<String>, mut file: BufWriter<File>, path: &Path) {
+fn write_lines(lines: &Receiver<String>, mut file: Sink, path: &Path) {
     loop {
         match lines.recv_timeout(FLUSH) {
             // A full disk loses lines, not requests.
@@ -195,7 +205,6 @@ mod tests {
         for path in [&path, &feedback] {
             std::fs::remove_file(path).unwrap();
         }
-        // A device or a pipe has nothing beside it.
-        assert!(DecisionLog::open(Path::new("/dev/null")).unwrap().feedback.is_none());
+        assert!(DecisionLog::open(Path::new(STDOUT)).unwrap().feedback.is_none());
     }
 }
