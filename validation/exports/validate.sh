@@ -2,7 +2,7 @@
 # Exports three plans (one GPU; heterogeneous with TP; PP over two nodes) to every target and asks other people's tools: `sh -n`,
 # kubernetes-validate --strict (Kubernetes 1.37), docker compose's own parser, and with --sky SkyPilot's. The first run installs
 # them into FOLDER (Python's venv: 110 MB, SkyPilot 460 MB more), later ones use them.
-# COMPOSE names docker compose where it is neither `docker compose` nor `docker-compose`; 2.0 or later.
+# COMPOSE names docker compose where it is neither `docker compose` nor `docker-compose`; 2.0 or later. `.ci/run` has it from PyPI.
 # usage: validation/exports/validate.sh [--sky] [BOUTE [FOLDER]]
 set -eu
 here="$(cd "$(dirname "$0")" && pwd)"

@@ -1,8 +1,8 @@
 //! The log of decisions: JSON lines that are a trace, so that yesterday's traffic plans tomorrow's fleet; and the log of
 //! feedback beside it.
 
-use std::fs::{File, OpenOptions};
-use std::io::{BufWriter, Write};
+use std::fs::OpenOptions;
+use std::io::{BufWriter, Write, stdout};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
@@ -18,6 +18,11 @@ use crate::quality::Feedback;
 const WAITING_LINES: usize = 1 << 14;
 /// Lines reach the file this often.
 const FLUSH: Duration = Duration::from_secs(1);
+/// The name of standard output as a log.
+const STDOUT: &str = "/dev/stdout";
+
+/// Where lines go.
+type Sink = BufWriter<Box<dyn Write + Send>>;
 
 /// One answered request, as it stands in the log. The first three keys are Mooncake's.
 #[derive(Debug, Serialize)]
@@ -74,15 +79,20 @@ struct FeedbackLine<'a> {
 #[derive(Debug)]
 pub(crate) struct DecisionLog {
     decisions: JsonLines,
-    feedback: JsonLines,
+    /// `None` where both are one stream.
+    feedback: Option<JsonLines>,
 }
 
 impl DecisionLog {
-    /// Appends to the file at `path`, and to `PATH.feedback.jsonl`.
+    /// Appends to the file at `path`, and to `PATH.feedback.jsonl`; standard output takes both.
     pub(crate) fn open(path: &Path) -> std::io::Result<Self> {
+        let decisions = JsonLines::open(path)?;
+        if path == Path::new(STDOUT) {
+            return Ok(Self { decisions, feedback: None });
+        }
         let mut feedback = path.as_os_str().to_owned();
         feedback.push(".feedback.jsonl");
-        Ok(Self { decisions: JsonLines::open(path)?, feedback: JsonLines::open(Path::new(&feedback))? })
+        Ok(Self { decisions, feedback: Some(JsonLines::open(Path::new(&feedback))?) })
     }
 
     pub(crate) fn decided(&self, line: &DecisionLine<'_>) {
@@ -91,12 +101,14 @@ impl DecisionLog {
 
     pub(crate) fn rated(&self, feedback: &Feedback) {
         let Feedback { request_id, model, predicted, score } = feedback;
-        self.feedback.write(&FeedbackLine { request_id, model, predicted: *predicted, score: *score });
+        let log = self.feedback.as_ref().unwrap_or(&self.decisions);
+        log.write(&FeedbackLine { request_id, model, predicted: *predicted, score: *score });
     }
 
     /// Lines that were dropped.
     pub(crate) fn dropped(&self) -> u64 {
-        self.decisions.dropped.get() + self.feedback.dropped.get()
+        let logs = std::iter::once(&self.decisions).chain(&self.feedback);
+        logs.map(|log| log.dropped.get()).sum()
     }
 }
 
@@ -139,11 +151,16 @@ impl Drop for JsonLines {
     }
 }
 
-fn append_to(path: &Path) -> std::io::Result<BufWriter<File>> {
-    OpenOptions::new().append(true).create(true).open(path).map(BufWriter::new)
+fn append_to(path: &Path) -> std::io::Result<Sink> {
+    // A container's user may write to it, but perhaps not open it.
+    if path == Path::new(STDOUT) {
+        return Ok(BufWriter::new(Box::new(stdout())));
+    }
+    let file = OpenOptions::new().append(true).create(true).open(path)?;
+    Ok(BufWriter::new(Box::new(file)))
 }
 
-fn write_lines(lines: &Receiver<String>, mut file: BufWriter<File>, path: &Path) {
+fn write_lines(lines: &Receiver<String>, mut file: Sink, path: &Path) {
     loop {
         match lines.recv_timeout(FLUSH) {
             // A full disk loses lines, not requests.
@@ -177,5 +194,17 @@ mod tests {
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "0\n1\n");
         std::fs::remove_file(&path).unwrap();
         assert!(JsonLines::open(Path::new("/no/such/folder/x")).is_err());
+    }
+
+    #[test]
+    fn feedback_has_a_file_where_decisions_have_one() {
+        let path = std::env::temp_dir().join(format!("boute-decided-{}.jsonl", std::process::id()));
+        let log = DecisionLog::open(&path).unwrap();
+        let feedback = path.with_extension("jsonl.feedback.jsonl");
+        assert!(log.feedback.is_some() && feedback.exists());
+        for path in [&path, &feedback] {
+            std::fs::remove_file(path).unwrap();
+        }
+        assert!(DecisionLog::open(Path::new(STDOUT)).unwrap().feedback.is_none());
     }
 }

@@ -317,3 +317,78 @@ fn capacities<'a>(groups: impl Iterator<Item = &'a ReplicaGroup>) -> BTreeMap<St
     }
     capacities
 }
+
+#[cfg(test)]
+mod tests {
+    use boute_spec::catalog::Catalog;
+    use boute_spec::plan::EngineFlags;
+    use boute_spec::units::{RequestsPerSecond, UsdPerHour};
+
+    use super::*;
+
+    /// Replicas of the small model with tensor parallelism `tp` on one type of GPU, each good for a request per second and GPU.
+    fn group(tp: u32, replicas: u32) -> ReplicaGroup {
+        let gpus = f64::from(tp * replicas);
+        ReplicaGroup {
+            id: format!("tp{tp}"),
+            model: "llama-3.1-8b".into(),
+            gpu: "L40S".into(),
+            tp,
+            pp: 1,
+            replicas,
+            usd_per_hour: UsdPerHour::new(gpus).unwrap(),
+            planned_rate_per_replica: RequestsPerSecond::new(f64::from(tp)).unwrap(),
+            kv_cache_tokens: 100_000,
+            engine: EngineFlags {
+                max_num_seqs: 64,
+                max_num_batched_tokens: 2048,
+                gpu_memory_utilization: 0.9,
+                max_model_len: 8192,
+                enable_prefix_caching: true,
+            },
+            disaggregated: None,
+        }
+    }
+
+    /// Four replicas of one GPU give way to two of two GPUs, on this many GPUs.
+    fn moved(stock: u32) -> Moving {
+        let [from, to] = [group(1, 4), group(2, 2)].map(|group| Deployment { groups: vec![group] });
+        let models = [Catalog::builtin().model("llama-3.1-8b").unwrap().clone()];
+        let stock = BTreeMap::from([("L40S".to_owned(), Some(stock))]);
+        Moving::between(&from, &to, &models, &stock, 30.0, &Terms::default())
+    }
+
+    /// A sign for each step, in order.
+    fn order(moving: &Moving) -> String {
+        let sign = |step: &Step| match step {
+            Step::Start { .. } => '+',
+            Step::Wait { .. } => 'w',
+            Step::SwapRoutes => 'r',
+            Step::Drain { .. } => 'd',
+            Step::Stop { .. } => '-',
+        };
+        moving.steps.iter().map(sign).collect()
+    }
+
+    #[test]
+    fn where_the_stock_is_short_old_replicas_stop_before_new_ones_start() {
+        let roomy = moved(8);
+        assert_eq!((&*order(&roomy), roomy.least_capacity), ("+wrd-", 1.0));
+        // Room for one new replica beside the old ones, and none: as few stop as make room for one, each time.
+        let short = moved(6);
+        assert_eq!((&*order(&short), short.least_capacity), ("+wd-+wrd-", 1.0));
+        let none = moved(4);
+        assert_eq!((&*order(&none), none.least_capacity), ("d-+wd-+wr", 0.5));
+        // No fleet on the way has more GPUs than there are.
+        for (moving, stock) in [(roomy, 8), (short, 6), (none, 4)] {
+            let fleets = moving.stages.iter().filter_map(|stage| match stage {
+                Stage::Fleet { deployment } => Some(deployment),
+                _ => None,
+            });
+            let gpus: Vec<u32> =
+                fleets.map(|fleet| fleet.groups.iter().map(ReplicaGroup::gpus).sum()).collect();
+            assert!(gpus.iter().all(|used| *used <= stock), "{gpus:?} of {stock}");
+            assert_eq!(gpus.last(), Some(&4));
+        }
+    }
+}

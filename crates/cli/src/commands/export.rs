@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use boute_render::export::{self, ExportFile, Labels, Options};
+use boute_render::export::{self, ExportFile, FOLDERS, Labels, MARK, Options};
 
 use crate::failure::{Ending, Failure};
 use crate::files::{read_plan, write_all_whole};
@@ -13,8 +13,8 @@ use crate::replay::router_of;
 
 /// Lines of a difference that are shown of each file.
 const SHOWN: usize = 20;
-/// What every file of an export but the README, the plan and the dashboard says at its top.
-const MARK: &str = "# Written by boute ";
+/// Lines within which a file says where it is from.
+const HEAD: usize = 3;
 
 /// Writes the files that run a plan on real engines, and a README with the commands. One plan gives the same bytes every
 /// time. Engines' flags, image tags and names of GPU types are data in `catalog/`, see docs/exports.md.
@@ -119,7 +119,7 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
     let router = router.as_ref().map(|router| router.text.as_bytes());
     let files = export::export(args.target.into(), &plan, router, &options).map_err(Failure::told)?;
     if let Some(folder) = &args.diff {
-        return compare(folder, &files, printer);
+        return compare(folder, &files, &args.plan, printer);
     }
     let folder = args.output.as_deref().unwrap_or(Path::new(""));
     let paths: Vec<PathBuf> = files.iter().map(|file| folder.join(&file.path)).collect();
@@ -131,7 +131,7 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
         let pieces: Vec<_> =
             pieces.map(|(file, path)| (path.as_path(), file.contents.as_bytes(), file.executable)).collect();
         write_all_whole(&pieces)?;
-        left = left_over(folder, &files);
+        left = left_over(folder, &files, &args.plan);
     }
     for path in &paths {
         printer.say(format_args!("{} {}", if args.check { " " } else { "wrote" }, path.display()));
@@ -144,7 +144,7 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
 }
 
 /// Says what writing `files` to `folder` would change.
-fn compare(folder: &Path, files: &[ExportFile], printer: Printer) -> Result<Ending, Failure> {
+fn compare(folder: &Path, files: &[ExportFile], plan: &Path, printer: Printer) -> Result<Ending, Failure> {
     let mut differ = Vec::new();
     let mut text = String::new();
     for file in files {
@@ -158,7 +158,7 @@ fn compare(folder: &Path, files: &[ExportFile], printer: Printer) -> Result<Endi
             differ.push(file.path.clone());
         }
     }
-    let left = left_over(folder, files);
+    let left = left_over(folder, files, plan);
     for path in &left {
         let _ = writeln!(text, "{path}: no longer part of it");
     }
@@ -186,25 +186,37 @@ fn difference(path: &str, old: &str, new: &str) -> String {
     text
 }
 
-/// Files of an earlier export in `folder` that `files` has no more, by their relative paths.
-fn left_over(folder: &Path, files: &[ExportFile]) -> Vec<String> {
+/// Files of an earlier export in `folder` that `files`, exported from `plan`, has no more, by their relative paths.
+fn left_over(folder: &Path, files: &[ExportFile], plan: &Path) -> Vec<String> {
+    let part = |path: &str| files.iter().any(|file| file.path == path);
     let mut found = Vec::new();
-    let folders = files.iter().map(|file| Path::new(&file.path).parent().unwrap_or(Path::new("")));
-    for sub in folders.collect::<std::collections::BTreeSet<_>>() {
-        let entries = fs::read_dir(folder.join(sub)).into_iter().flatten().flatten();
-        for entry in entries {
-            let path = sub.join(entry.file_name()).display().to_string();
-            let ours = || {
-                fs::read_to_string(entry.path())
-                    .is_ok_and(|text| text.lines().take(2).any(|line| line.starts_with(MARK)))
-            };
-            if !files.iter().any(|file| file.path == path) && ours() {
+    for sub in [""].into_iter().chain(FOLDERS) {
+        for entry in fs::read_dir(folder.join(sub)).into_iter().flatten().flatten() {
+            let path = Path::new(sub).join(entry.file_name()).display().to_string();
+            // What begins with a dot is the user's, such as a copy of `env.example` that is filled in.
+            if !path.starts_with('.') && !part(&path) && is_marked(&entry.path()) {
                 found.push(path);
             }
         }
     }
+    // A plan says nothing of where it is from: one beside the plan that is exported may be the user's own.
+    let parent = plan.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let own = fs::canonicalize(parent).ok() == fs::canonicalize(folder).ok();
+    if !own
+        && !part("plan.json")
+        && let Ok(plan) = read_plan(&folder.join("plan.json"))
+    {
+        let router = Some(plan.routing.router.clone());
+        found.extend(router.filter(|name| !name.is_empty() && !part(name) && folder.join(name).is_file()));
+        found.push("plan.json".into());
+    }
     found.sort();
     found
+}
+
+/// Whether a file says that an export has written it.
+fn is_marked(path: &Path) -> bool {
+    fs::read_to_string(path).is_ok_and(|text| text.lines().take(HEAD).any(|line| line.contains(MARK)))
 }
 
 #[cfg(test)]

@@ -84,9 +84,17 @@ fn the_scripts_run_and_the_dashboard_asks_for_metrics_that_exist() {
     }
     let port = free_port();
     let path = format!("{bin}:{}", std::env::var("PATH").unwrap());
+    let decisions = folder.path("decisions.jsonl");
+    // The gateway serves the plan that an autopilot keeps true, not its copy.
+    fs::write(format!("{run}/plan.json"), "a plan of before").unwrap();
     let running = scripts.map(|script| {
         let mut command = Command::new(format!("{run}/{script}"));
         command.env("PATH", &path).env("STARTED", folder.path("started")).env("PORT", port.to_string());
+        if script == "gateway.sh" {
+            // As it logs in a cluster.
+            command.env("PLAN", &plan).args(["--decisions", "/dev/stdout"]);
+            command.stdout(fs::File::create(&decisions).unwrap());
+        }
         Running(command.stderr(Stdio::null()).spawn().unwrap())
     });
     let started = Instant::now();
@@ -109,6 +117,7 @@ fn the_scripts_run_and_the_dashboard_asks_for_metrics_that_exist() {
     assert_eq!(devices, BTreeSet::from(["L40S 0", "H100-SXM 0,1,2,3,4,5,6,7"]));
     let metrics = get(port + 1, "/metrics", "");
     drop(running);
+    assert_eq!(fs::read_to_string(&decisions).unwrap().lines().count(), 2);
 
     let watch = folder.path("watch");
     assert_eq!(boute(&["export", "grafana", &plan, "-o", &watch]).status.code(), Some(0));
@@ -129,6 +138,71 @@ fn the_scripts_run_and_the_dashboard_asks_for_metrics_that_exist() {
         let edge = edge.split(['|', '\\']).next().unwrap();
         assert!(metrics.contains(&format!("le=\"{edge}\"")), "no bucket ends at {edge}");
     }
+}
+
+/// Stands for kubectl: two gateways run, of which each has decided once; what is asked is written down.
+const KUBECTL: &str = r#"#!/bin/sh
+echo "$*" >> "$ASKED"
+case "$*" in
+  *" get pods "*) printf 'pod/g-1\npod/g-2\n' ;;
+  *" logs "*) echo '{"timestamp":1}'; exec sleep 60 ;;
+  *" port-forward "*) exec sleep 60 ;;
+  *" api-resources "*) echo leaderworkersets.leaderworkerset.x-k8s.io ;;
+esac
+"#;
+
+#[test]
+fn an_autopilot_beside_a_cluster_reaches_it() {
+    let folder = Folder::new("export-cluster");
+    let plan = plan_file(&folder, &two_host_plan());
+    let bin = folder.path("bin");
+    fs::create_dir(&bin).unwrap();
+    symlink(env!("CARGO_BIN_EXE_boute"), format!("{bin}/boute")).unwrap();
+    fs::set_permissions(folder.file("bin/kubectl", KUBECTL), fs::Permissions::from_mode(0o755)).unwrap();
+    let asked = folder.path("asked");
+    let script = |verb: &str| {
+        let mut command =
+            Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/autopilot-k8s.sh"));
+        command.arg(verb).current_dir(folder.path("")).env("ASKED", &asked).env("NAMESPACE", "llm");
+        command.env("PATH", format!("{bin}:{}", std::env::var("PATH").unwrap()));
+        command.env("EVERY_S", "0.1").env("SETTLE_S", "0").stderr(Stdio::null());
+        command
+    };
+    let told = || fs::read_to_string(&asked).unwrap_or_default();
+
+    // A fleet is applied, and what is left of another is deleted.
+    assert!(script("fleet").env("BOUTE_PLAN", &plan).status().unwrap().success());
+    let kinds = "deployments,services,networkpolicies,leaderworkersets.leaderworkerset.x-k8s.io";
+    let groups = "llama-3-1-70b-h100-sxm-tp4-pp2,llama-3-1-8b-l40s-tp1";
+    let other = format!("-l boute.dev/group,boute.dev/group notin ({groups})");
+    assert!(told().contains("-n llm apply --server-side -f cluster/fleet\n"), "{}", told());
+    assert!(told().contains(&format!("-n llm delete {kinds} {other}\n")), "{}", told());
+
+    // Decisions come; the plan goes, and goes again when it is another.
+    let within = |what: &str, holds: &dyn Fn() -> bool| {
+        let started = Instant::now();
+        while !holds() {
+            assert!(started.elapsed() < Duration::from_secs(30), "{what}: {}", told());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    let running = Running(script("follow").spawn().unwrap());
+    let published = || told().matches("apply --server-side -f cluster/routes/gateway.yaml\n").count();
+    let decisions = folder.path("decisions.jsonl");
+    let decided = || fs::read_to_string(&decisions).unwrap_or_default().lines().count();
+    within("decisions of both gateways", &|| decided() == 2);
+    within("the plan is published", &|| published() == 1);
+    let looks = told().matches(" get pods ").count();
+    within("looks go on", &|| told().matches(" get pods ").count() > looks + 2);
+    assert_eq!((published(), decided()), (1, 2), "{}", told());
+    plan_file(&folder, &fixture::one_gpu_plan());
+    within("another plan is published", &|| published() == 2);
+    drop(running);
+    let left = |name: &str| {
+        let pid = fs::read_to_string(folder.path(&format!("cluster/running/{name}"))).unwrap();
+        fs::read_to_string(format!("/proc/{}/comm", pid.trim())).is_ok_and(|comm| comm.trim() == "sleep")
+    };
+    within("nothing is left", &|| !["g-1", "g-2", "admin"].iter().any(|name| left(name)));
 }
 
 /// Words in `text` that look like a metric, or a label, of the gateway.
@@ -170,6 +244,30 @@ fn exports_are_checked_compared_and_replaced() {
     assert!(said.contains("engines-llama-3-1-70b-h100-sxm-tp4-pp2.yaml: no longer part of it"), "{said}");
     let written = boute(&["export", "k8s", &other, "-o", &out]);
     assert!(text(&written.stderr).contains("no longer part of it, remove: "), "{}", text(&written.stderr));
+
+    // All of one target's files are left when another is exported to its folder; a filled in `.env` is the user's.
+    let plan = folder.file("two-hosts.json", &two_host_plan().to_json_pretty());
+    for target in ["compose", "llm-d", "grafana"] {
+        let out = folder.path(&format!("was-{target}"));
+        let wrote = boute(&["export", target, &plan, "-o", &out, "--json"]);
+        let wrote: Value = serde_json::from_slice(&wrote.stdout).unwrap();
+        let short = |path: &Value| path.as_str().unwrap()[out.len() + 1..].to_owned();
+        let mut wrote: Vec<String> = wrote["files"].as_array().unwrap().iter().map(short).collect();
+        if target == "compose" {
+            fs::copy(format!("{out}/env.example"), format!("{out}/.env")).unwrap();
+        }
+        let now = boute(&["export", "k8s", &plan, "-o", &out, "--json"]);
+        let now: Value = serde_json::from_slice(&now.stdout).unwrap();
+        let now_files: Vec<String> = now["files"].as_array().unwrap().iter().map(short).collect();
+        wrote.retain(|path| !now_files.contains(path));
+        wrote.sort();
+        assert!(!wrote.is_empty());
+        assert_eq!(now["no_longer_part"], serde_json::json!(wrote), "{target}");
+    }
+    // The user's own plan, beside which an export is written, is none of it.
+    let beside = boute(&["export", "k8s", &plan, "-o", &folder.path(""), "--json"]);
+    let beside: Value = serde_json::from_slice(&beside.stdout).unwrap();
+    assert_eq!(beside["no_longer_part"], serde_json::json!([]));
 
     let sglang = boute(&[
         "export",

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use boute_planner::autopilot::{
-    Act, Autopilot, Decision, Entry, Hold, Observed, Record, Scene, Settings, Signals, Trigger, digest,
-    read_journal,
+    Act, Autopilot, Decision, Entry, Hold, Observed, Question, Record, Scene, Settings, Signals, Trigger,
+    digest, read_journal,
 };
 use boute_planner::mix::ScoreMix;
 use boute_planner::rents::Rents;
@@ -209,6 +209,37 @@ fn moves_are_counted_and_a_person_has_the_last_word() {
     // What only saves is not even asked for then.
     signals.now_s += 3600;
     assert!(autopilot.question(&signals).is_none_or(|question| question.trigger != Trigger::RateDown));
+}
+
+#[test]
+fn an_alarm_asks_once() {
+    let (plan, _) = scene();
+    let quality = problem(Objective::MinCost).quality.unwrap();
+    let mut autopilot = adopted(&plan);
+    autopilot.note(&interval(4, 30.0, &plan, &quality.held_out));
+    let mut signals = signals(5 * INTERVAL_S, &plan, &quality.planning);
+    let asked = |autopilot: &Autopilot, signals: &Signals| {
+        autopilot.question(signals).map(|question| question.trigger)
+    };
+    let decide = |autopilot: &mut Autopilot, signals: &Signals, trigger| {
+        let terms = Settings::default().terms;
+        let question = Question { trigger, rate: 30.0, moved_rate: 30.0, mix: None, terms };
+        let nothing = Err("nothing is better".into());
+        let (decision, _) = autopilot.decide(signals, &question, &nothing, &plan, BTreeMap::new()).unwrap();
+        autopilot.note(&Record { at_s: signals.now_s, entry: Entry::Decided(decision) });
+    };
+    assert_eq!(asked(&autopilot, &signals), None);
+    let alarm = Some("boute_certificate_void 1".to_owned());
+    signals.alarm.clone_from(&alarm);
+    assert_eq!(asked(&autopilot, &signals), Some(Trigger::Alarm));
+    decide(&mut autopilot, &signals, Trigger::Alarm);
+    // As long as it lasts, and when it comes back with nothing decided in between.
+    assert_eq!(asked(&autopilot, &signals), None);
+    signals.alarm = None;
+    assert_eq!(asked(&autopilot, &signals), None);
+    decide(&mut autopilot, &signals, Trigger::RateUp);
+    signals.alarm = alarm;
+    assert_eq!(asked(&autopilot, &signals), Some(Trigger::Alarm));
 }
 
 /// A disk and a cluster: what outlives a crash.

@@ -9,7 +9,8 @@ use super::engine::{LEADER, RANK};
 use super::fleet::{Fleet, Host, Placed};
 use super::kubernetes::shm;
 use super::{
-    ExportError, ExportFile, GATEWAY_PORT, file_name, header_of, plan_files, readme, router_name, yaml,
+    ExportError, ExportFile, GATEWAY_PORT, file_name, header, header_of, plan_files, readme, router_name,
+    yaml,
 };
 
 /// Seconds between looks at an engine.
@@ -36,7 +37,10 @@ pub(super) fn files(fleet: &Fleet<'_>, router: Option<&[u8]>) -> Result<Vec<Expo
             &Map::from_iter([("gateway".to_owned(), gateway)]),
         ));
         let lines: Vec<String> = hosts.iter().map(|host| format!("{}=", host.variable())).collect();
-        let head = "# Copy to .env on every host and fill in: the address of each host.\n";
+        let head = format!(
+            "{}# Copy to .env on every host and fill in: the address of each host.\n",
+            header(fleet.plan)
+        );
         files.push(ExportFile::new("env.example", format!("{head}{}\n", lines.join("\n"))));
     }
     files.extend(plan_files(fleet.plan, router));

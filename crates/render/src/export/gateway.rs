@@ -139,6 +139,8 @@ fn pod(fleet: &Fleet<'_>, backends: &[Backend], parts: usize) -> Value {
     args.extend(["--listen".into(), format!("0.0.0.0:{GATEWAY_PORT}")]);
     args.extend(["--admin".into(), format!("0.0.0.0:{ADMIN_PORT}")]);
     args.extend(["--drain".into(), DRAIN_S.to_string()]);
+    // The root is read-only: the log of decisions is the container's, where `boute autopilot` can read it.
+    args.extend(["--decisions".into(), "/dev/stdout".into()]);
     let security = json!({
         "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]},
     });
@@ -205,8 +207,12 @@ fn network_policy() -> Value {
     })
 }
 
-/// What to type for all that is applied with `kubectl`.
-pub(super) fn instructions(fleet: &Fleet<'_>) -> String {
+/// For targets whose engines are other people's pods.
+pub(super) const ENGINES_OPEN: &str =
+    "no policy is written for the engines: add one\nif others share the cluster.";
+
+/// What to type for all that is applied with `kubectl`. `engines` ends a sentence: who reaches them.
+pub(super) fn instructions(fleet: &Fleet<'_>, engines: &str) -> String {
     format!(
         "The gateway's image `{}` is yours to build, with the Dockerfile of boute's repository. For gated weights:\n\n    \
          kubectl create secret generic hf-token --from-literal=HF_TOKEN=...\n\n\
@@ -216,7 +222,7 @@ pub(super) fn instructions(fleet: &Fleet<'_>) -> String {
          kubectl port-forward service/{NAME} {GATEWAY_PORT}:80\n\n\
          It answers OpenAI's API; ask for the model `auto`. A new plan of the same groups is taken over without a restart:\n\
          export and apply again. Metrics are collected from the namespace `monitoring`, port {ADMIN_PORT} of the gateway's\n\
-         pods and {ENGINE_PORT} of the engines'; other namespaces are kept out by the network policies.\n",
+         pods and {ENGINE_PORT} of the engines'. A NetworkPolicy keeps others from the gateway's port {ADMIN_PORT}; {engines}\n",
         fleet.options.gateway_image
     )
 }

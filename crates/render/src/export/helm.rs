@@ -114,11 +114,16 @@ fn image_parts(image: &str) -> (&str, &str) {
 
 fn instructions(fleet: &Fleet<'_>) -> String {
     let (secret, key) = kubernetes::TOKEN_SECRET;
+    let engines = if fleet.launches.iter().any(|launch| launch.nodes > 1) {
+        "of the engines\nonly groups that span nodes have one: add another for the chart's if others share the cluster."
+    } else {
+        gateway::ENGINES_OPEN
+    };
     format!(
         "    helm repo add vllm https://vllm-project.github.io/production-stack\n    \
          kubectl create secret generic {secret} --from-literal={key}=...\n    \
          helm upgrade --install fleet vllm/vllm-stack --version {CHART} -f values/values.yaml\n\n{}",
-        gateway::instructions(fleet)
+        gateway::instructions(fleet, engines)
     )
 }
 

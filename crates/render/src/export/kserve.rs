@@ -70,6 +70,6 @@ fn pod(fleet: &Fleet<'_>, launch: &Launch<'_>, node: Node) -> Result<Value, Expo
 fn instructions(fleet: &Fleet<'_>) -> String {
     format!(
         "KServe 0.20 or later with LLMInferenceService, and LeaderWorkerSet for replicas that span nodes.\n\n{}",
-        gateway::instructions(fleet)
+        gateway::instructions(fleet, gateway::ENGINES_OPEN)
     )
 }

@@ -115,7 +115,7 @@ fn engine_kwargs(flags: &[String]) -> Value {
 fn instructions(fleet: &Fleet<'_>) -> String {
     format!(
         "The KubeRay operator 1.7 or later. Ray Serve balances the replicas of a group, and the gateway the groups.\n\n{}",
-        gateway::instructions(fleet)
+        gateway::instructions(fleet, gateway::ENGINES_OPEN)
     )
 }
 

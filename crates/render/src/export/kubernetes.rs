@@ -68,11 +68,11 @@ pub(super) fn node_label(fleet: &Fleet<'_>, launch: &Launch<'_>) -> Result<NodeL
     })
 }
 
-/// A service whose name stands for the addresses of all ready pods.
+/// A service of a group whose name stands for the addresses of all ready pods.
 pub(super) fn service(name: &str, selector: &Value) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Service",
-        "metadata": {"name": name, "labels": {"app.kubernetes.io/managed-by": "boute"}},
+        "metadata": {"name": name, "labels": {"app.kubernetes.io/managed-by": "boute", GROUP_LABEL: name}},
         "spec": {
             "clusterIP": "None",
             "selector": selector,
@@ -262,6 +262,9 @@ fn instructions(fleet: &Fleet<'_>) -> String {
     };
     format!(
         "{lws}{}\nWhat changed, and undoing it:\n\n    kubectl diff --server-side -f .\n    kubectl delete -f .\n",
-        gateway::instructions(fleet)
+        gateway::instructions(
+            fleet,
+            "one for each group\nkeeps all but the gateway, the group itself and `monitoring` from its engines."
+        )
     )
 }

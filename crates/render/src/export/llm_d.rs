@@ -128,6 +128,6 @@ fn instructions(fleet: &Fleet<'_>) -> String {
     format!(
         "{text}\nThe chart sets no rollout strategy: an update may wait for a GPU that the plan has not. `pools/` is for those who run the\n\
          Gateway API's inference extension with an endpoint picker per model (`MODEL-epp`); the gateway needs none of it.\n\n{}",
-        gateway::instructions(fleet)
+        gateway::instructions(fleet, gateway::ENGINES_OPEN)
     )
 }

@@ -27,6 +27,12 @@ use boute_spec::plan::{Plan, PlanDraft};
 use fleet::{Fleet, Launch};
 pub use nodes::Labels;
 
+/// What every file but the plan, its router and the README says of its origin: in a comment at its top, or in its description.
+pub const MARK: &str = "Written by boute";
+
+/// The folders that an export may have besides its own.
+pub const FOLDERS: [&str; 2] = ["pools", "values"];
+
 /// Port of the gateway.
 const GATEWAY_PORT: u32 = 8080;
 /// Port of engines that have a host to themselves, as pods do.
@@ -224,12 +230,7 @@ fn plan_id(plan: &Plan) -> String {
 
 /// Where a file comes from and what is promised, as lines of comment.
 fn header(plan: &Plan) -> String {
-    format!(
-        "# Written by boute {} for plan {}.\n# Predicted: {}.\n",
-        plan.tool_version,
-        plan_id(plan),
-        promise(plan)
-    )
+    format!("# {MARK} {} for plan {}.\n# Predicted: {}.\n", plan.tool_version, plan_id(plan), promise(plan))
 }
 
 /// `$38.00/h at 20 req/s, E2E p95 12.0 s, quality 0.5400`.
@@ -266,7 +267,7 @@ fn readme(fleet: &Fleet<'_>, title: &str, body: &str) -> ExportFile {
     for launch in &fleet.launches {
         let _ = writeln!(text, "- `{}`: {}", launch.name, launch.words());
     }
-    let _ = write!(text, "\n{}\n", body.trim());
+    let _ = write!(text, "\n{}\n", body.trim_end());
     ExportFile::new("README.md", text)
 }
 

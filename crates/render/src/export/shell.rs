@@ -138,7 +138,7 @@ fn gateway_script(fleet: &Fleet<'_>, hosts: &[Host<'_>], header: &str, pairs: &[
         let _ = write!(script, " \\\n  \"{host}:{port}\"");
     }
     script.push_str(
-        "; do\n  until curl -fs \"http://$engine/health\" >/dev/null; do sleep 2; done\ndone\nexec boute serve plan.json",
+        "; do\n  until curl -fs \"http://$engine/health\" >/dev/null; do sleep 2; done\ndone\nexec boute serve \"${PLAN:-plan.json}\"",
     );
     for (launch, host, port) in engines.iter().filter(|(launch, ..)| launch.role == Role::Both) {
         let _ = write!(script, " \\\n  --replica {}=\"http://{host}:{port}\"", quote(&launch.model.id));
@@ -146,7 +146,7 @@ fn gateway_script(fleet: &Fleet<'_>, hosts: &[Host<'_>], header: &str, pairs: &[
     for Pair { model, port, .. } in pairs {
         let _ = write!(script, " \\\n  --replica {}=http://127.0.0.1:{port}", quote(model));
     }
-    let _ = writeln!(script, " \\\n  --listen \"0.0.0.0:${{PORT:-{GATEWAY_PORT}}}\"");
+    let _ = writeln!(script, " \\\n  --listen \"0.0.0.0:${{PORT:-{GATEWAY_PORT}}}\" \"$@\"");
     script
 }
 
@@ -176,7 +176,7 @@ fn instructions(hosts: &[Host<'_>], proxies: bool) -> String {
     }
     let _ = write!(
         text,
-        "\nThen the gateway, with `boute` installed:\n\n    ./gateway.sh\n\nIt answers OpenAI's API on port {GATEWAY_PORT} (`PORT` for another); ask for the model `auto`."
+        "\nThen the gateway, with `boute` installed:\n\n    ./gateway.sh\n\nIt answers OpenAI's API on port {GATEWAY_PORT} (`PORT` for another); ask for the model `auto`. `PLAN` names another file than the plan\nhere, such as the one that an autopilot keeps true; options of `boute serve` may follow, such as `--decisions FILE`."
     );
     text
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::LazyLock;
 
-use boute_render::export::{ExportError, ExportFile, Labels, Options, Target, export};
+use boute_render::export::{ExportError, ExportFile, FOLDERS, Labels, MARK, Options, Target, export};
 use boute_spec::plan::Plan;
 use jsonschema::Validator;
 use serde_json::{Value, json};
@@ -79,6 +79,39 @@ fn every_target_is_valid_for_every_plan() {
                 assert!(found.is_empty(), "{name}: {}: {}: {found:#?}", target.name(), file.path);
             }
             assert_eq!(files, exported(target, &plan, &Options::default()), "the same bytes each time");
+        }
+    }
+}
+
+#[test]
+fn files_say_where_they_are_from_and_readmes_are_true() {
+    for (name, plan) in plans() {
+        for target in Target::ALL {
+            for file in exported(target, &plan, &Options::default()) {
+                let what = format!("{name}: {}: {}", target.name(), file.path);
+                let folder = file.path.rsplit_once('/').map(|(folder, _)| folder);
+                assert!(folder.is_none_or(|folder| FOLDERS.contains(&folder)), "{what}");
+                let plain = file.path == "README.md" || file.path.starts_with("plan.");
+                assert!(plain || file.contents.lines().take(3).any(|line| line.contains(MARK)), "{what}");
+            }
+            let files = exported(target, &plan, &Options::default());
+            let readme = &files.iter().find(|file| file.path == "README.md").unwrap().contents;
+            let commands = ["helm ", "kubectl ", "sky ", "docker ", "./"];
+            let bare = readme.lines().find(|line| commands.iter().any(|command| line.starts_with(command)));
+            assert_eq!(bare, None, "{name}: {}: a command is no code", target.name());
+            // Who is kept from the engines: all, those of groups that span nodes, none.
+            let guarded = |file: &&ExportFile| {
+                file.path.starts_with("engines-") && file.contents.contains("kind: NetworkPolicy")
+            };
+            let says = |words: &str| readme.contains(words);
+            match (target, files.iter().filter(guarded).count()) {
+                (Target::Kubernetes, guarded) => assert!(guarded > 0 && says("one for each group")),
+                (Target::Helm, 1..) => assert!(says("only groups that span nodes have one")),
+                (Target::Helm | Target::LlmD | Target::KServe | Target::KubeRay, guarded) => {
+                    assert!(guarded == 0 && says("no policy is written for the engines"), "{readme}");
+                }
+                _ => assert!(!says("NetworkPolicy")),
+            }
         }
     }
 }

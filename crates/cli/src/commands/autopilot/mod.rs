@@ -108,7 +108,8 @@ pub(crate) struct RunArgs {
     #[arg(long)]
     live: bool,
     /// The command that has the fleet of the plan in `$BOUTE_PLAN` running; it may be run again for the same plan. Without, the
-    /// fleet stays as it is. Such as `boute export k8s "$BOUTE_PLAN" -o run/ && kubectl apply -f run/`.
+    /// fleet stays as it is. Such as `boute export k8s "$BOUTE_PLAN" -o run/ && kubectl apply --server-side -f run/`;
+    /// what also deletes groups that are gone is in docs/operating.md.
     #[arg(long, value_name = "COMMAND", requires = "live")]
     apply: Option<String>,
     /// Traffic is observed in intervals of this length.
