@@ -146,6 +146,12 @@ fn tables_of_others_are_read() {
     assert_eq!(lines[1]["scores"], serde_json::json!({ "m": 0.5 }));
     fs::write(&bench, "prompt,m\nx,seven\n").unwrap();
     assert!(refused(2, &["router", "import", &bench, "-o", &out]).contains("`seven`"));
+    let missing = refused(2, &["router", "import", &routellm, "-o", &out, "--models", "weak,other"]);
+    assert!(missing.contains("no column `other`"), "{missing}");
+    // Rows that nobody has scored are no queries, and none are no data.
+    fs::write(&bench, "prompt,m\nx,\n").unwrap();
+    assert!(refused(2, &["router", "import", &bench, "-o", &out]).contains("no query has a score"));
+    assert_eq!(fs::read_to_string(&out).unwrap().lines().count(), 2, "what was there stays");
 }
 
 /// A BERT of two layers with random weights.

@@ -53,6 +53,9 @@ pub(super) fn run(args: &Import, printer: Printer) -> Result<Ending, Failure> {
             rows += 1;
         }
     }
+    if rows == 0 {
+        return Err(Failure::input("no query has a score", "give tables with rows below their header"));
+    }
     write_whole(&args.output, text.as_bytes())?;
     printer.say(format_args!("wrote {rows} queries to {}", args.output.display()));
     printer.data(&json!({ "data": args.output, "queries": rows }))?;
@@ -82,6 +85,9 @@ fn table(args: &Import, input: &Input, stem: &str) -> Result<Vec<Value>, Failure
     if models.is_empty() {
         return Err(failure(1, "no column of a model".into()));
     }
+    if let Some(missing) = args.models.iter().find(|model| !header.iter().any(|cell| cell == *model)) {
+        return Err(failure(1, format!("no column `{missing}`")));
+    }
     let mut lines = Vec::new();
     for (row, record) in reader.records().enumerate() {
         let record = record.map_err(|error| failure(0, error.to_string()))?;
@@ -96,6 +102,9 @@ fn table(args: &Import, input: &Input, stem: &str) -> Result<Vec<Value>, Failure
             let score = score.filter(|score| (0.0..=1.0).contains(score));
             let score = score.ok_or_else(|| failure(line, format!("`{model}` has the score `{cell}`")))?;
             scores.insert((*model).to_owned(), score.into());
+        }
+        if scores.is_empty() {
+            continue;
         }
         let text =
             |column: Option<usize>| column.and_then(|at| record.get(at)).filter(|cell| !cell.is_empty());
