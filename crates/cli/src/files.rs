@@ -152,7 +152,11 @@ pub(crate) fn sync_name(path: &Path) {
 /// written where a folder is in the way of one.
 pub(crate) fn write_all_whole(files: &[(&Path, &[u8], bool)]) -> Result<(), Failure> {
     files.iter().try_for_each(|(path, ..)| check_no_folder(path))?;
-    let undo = || files.iter().for_each(|(path, ..)| drop(fs::remove_file(part_of(path))));
+    let undo = || {
+        for (path, ..) in files {
+            let _ = fs::remove_file(part_of(path));
+        }
+    };
     for (path, contents, executable) in files {
         let part = part_of(path);
         fs::create_dir_all(path.parent().unwrap_or(Path::new("")))
@@ -172,7 +176,9 @@ pub(crate) fn write_all_whole(files: &[(&Path, &[u8], bool)]) -> Result<(), Fail
             )
         })?;
     }
-    files.iter().for_each(|(path, ..)| sync_name(path));
+    for (path, ..) in files {
+        sync_name(path);
+    }
     Ok(())
 }
 

@@ -131,7 +131,7 @@ fn a_dry_run_says_what_it_would_do_and_a_pin_silences_it() {
     fs::write(&journal_file, [&whole[..], b"{\"at_s\": \xf0\x9f"].concat()).unwrap();
     assert_eq!(boute(&look).status.code(), Some(0));
     assert!(fs::read(&journal_file).unwrap().starts_with(&whole));
-    let lines = whole.iter().filter(|byte| **byte == b'\n').count();
+    let lines = text(&whole).lines().count();
     for (spoilt, line) in [([b"\xff", &whole[..]].concat(), 1), ([&whole[..], b"{}\n"].concat(), lines + 1)] {
         fs::write(&journal_file, &spoilt).unwrap();
         for command in [&look[..], &["autopilot", "status", &plan_file]] {
@@ -215,7 +215,7 @@ fn every_plan_of_a_move_has_its_own_router() {
     let done = |records: &[Value]| records.iter().filter(|record| record["event"] == "done").count();
     assert_eq!((done(&records), done(&look(&apply))), (first + 1, first + 1), "{decision}");
     assert_eq!(boute(&["autopilot", "release", &plan_file]).status.code(), Some(0));
-    let end = SystemTime::now() + Duration::from_secs(60);
+    let end = SystemTime::now() + Duration::from_mins(1);
     while done(&look(&apply)) < acts.len() {
         assert!(SystemTime::now() < end, "{decision}");
         std::thread::sleep(Duration::from_millis(500));
@@ -241,7 +241,7 @@ fn what_cannot_be_read_for_a_moment_is_told_once_and_read_later() {
         text.matches("\"event\":\"dry_run\"").count()
     };
     let mut decided = |count: usize| {
-        let end = SystemTime::now() + Duration::from_secs(60);
+        let end = SystemTime::now() + Duration::from_mins(1);
         while decisions() < count {
             assert!(child.try_wait().unwrap().is_none() && SystemTime::now() < end, "{count} decisions");
             std::thread::sleep(Duration::from_millis(100));
