@@ -80,12 +80,17 @@ pub(crate) fn check_writable<'a>(paths: impl IntoIterator<Item = &'a PathBuf>) -
                 "make it, or write elsewhere",
             ));
         }
-        if path.is_dir() {
-            return Err(Failure::input(
-                format_args!("cannot write `{}`: it is a folder", path.display()),
-                "name a file in it",
-            ));
-        }
+        check_no_folder(path)?;
+    }
+    Ok(())
+}
+
+fn check_no_folder(path: &Path) -> Result<(), Failure> {
+    if path.is_dir() {
+        return Err(Failure::input(
+            format_args!("cannot write `{}`: it is a folder", path.display()),
+            "nothing was written; name a file in it, or move it away",
+        ));
     }
     Ok(())
 }
@@ -132,26 +137,47 @@ pub(crate) fn write_whole_with(
         // The part file may not exist; what matters is the first error.
         let _ = fs::remove_file(&part);
         Failure::unwritable(path, &error)
-    })
+    })?;
+    sync_name(path);
+    Ok(())
 }
 
-/// Writes files (path, contents, whether it is run), and makes their folders. None takes its name before all are written.
+/// Has the name of a new file or folder outlive a crash of the machine, where the system can be told to.
+pub(crate) fn sync_name(path: &Path) {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let _ = fs::File::open(folder.unwrap_or(Path::new("."))).and_then(|folder| folder.sync_all());
+}
+
+/// Writes files (path, contents, whether it is run), and makes their folders. None takes its name before all are written, and none is
+/// written where a folder is in the way of one.
 pub(crate) fn write_all_whole(files: &[(&Path, &[u8], bool)]) -> Result<(), Failure> {
-    let undo = |path: &Path, error: &std::io::Error| {
+    files.iter().try_for_each(|(path, ..)| check_no_folder(path))?;
+    let undo = || {
         for (path, ..) in files {
             let _ = fs::remove_file(part_of(path));
         }
-        Failure::unwritable(path, error)
     };
     for (path, contents, executable) in files {
         let part = part_of(path);
         fs::create_dir_all(path.parent().unwrap_or(Path::new("")))
             .and_then(|()| write_part(&part, |file| file.write_all(contents)))
             .and_then(|()| if *executable { make_executable(&part) } else { Ok(()) })
-            .map_err(|error| undo(path, &error))?;
+            .map_err(|error| {
+                undo();
+                Failure::unwritable(path, &error)
+            })?;
+    }
+    for (done, (path, ..)) in files.iter().enumerate() {
+        fs::rename(part_of(path), path).map_err(|error| {
+            undo();
+            Failure::input(
+                format_args!("cannot write `{}`: {error}", path.display()),
+                format_args!("{done} of {} files are new already: make way and write all again", files.len()),
+            )
+        })?;
     }
     for (path, ..) in files {
-        fs::rename(part_of(path), path).map_err(|error| undo(path, &error))?;
+        sync_name(path);
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! From a spec on disk to a problem for the planner: opens the files it names, resolves names, trains the router.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use boute_planner::{GpuOffer, Problem, QualityInputs, available_share};
 use boute_router::Scorer;
@@ -9,7 +9,7 @@ use boute_spec::catalog::{Catalog, Model, Precision};
 use boute_spec::data_file::{parse_quality, parse_trace};
 use boute_spec::file::{Floor, GpuEntry, ModelEntry, QualityEntry, Spec, Stock};
 use boute_spec::parse::parse_spec;
-use boute_spec::plan::InputDigest;
+use boute_spec::plan::{InputDigest, Plan};
 use boute_spec::units::{BytesPerSecond, Fraction, RequestsPerSecond, UsdPerHour};
 use boute_spec::workload::{QualityData, Split, Trace};
 
@@ -280,8 +280,29 @@ fn floor_rule(floor: &Floor, spec: &Spec) -> FloorRule {
     }
 }
 
-/// `plan.json` → `plan.router.json`: where the router artefact of a plan goes, beside it.
-pub(crate) fn router_file_of(plan: &Path) -> PathBuf {
-    let stem = plan.file_stem().unwrap_or("plan".as_ref()).to_string_lossy().into_owned();
-    plan.with_file_name(format!("{stem}.router.json"))
+impl Loaded {
+    /// Has a plan at `path` name its router so that no other router is replaced, which some plan needs: the name that it has for the
+    /// plan that runs, that of the new plan, or, where another is of that name, one with its digest.
+    pub(crate) fn name_router(&mut self, path: &Path, running: Option<&Plan>) {
+        let Some(quality) = &mut self.problem.quality else { return };
+        let digest = &quality.router_digest;
+        let known = running.map(|plan| &plan.routing).filter(|routing| routing.router_digest == *digest);
+        let free = |name: &String| {
+            let there = beside(path, name);
+            !there.exists() || Input::read(&there).is_ok_and(|there| there.sha256 == *digest)
+        };
+        let mut names = known.map(|routing| routing.router.clone()).into_iter().chain([router_file_of(path)]);
+        quality.router_file = names.find(free).unwrap_or_else(|| router_file(path, &digest[..12]));
+    }
+}
+
+/// `plan.json` → `plan.router.json`: the name of a plan's router artefact, beside it.
+pub(crate) fn router_file_of(plan: &Path) -> String {
+    router_file(plan, "")
+}
+
+fn router_file(plan: &Path, digest: &str) -> String {
+    let stem = plan.file_stem().unwrap_or("plan".as_ref()).to_string_lossy();
+    let dot = if digest.is_empty() { "" } else { "." };
+    format!("{stem}.router{dot}{digest}.json")
 }

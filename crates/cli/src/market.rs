@@ -51,7 +51,7 @@ pub(crate) struct MovingArgs {
     #[arg(long, value_name = "TIME", default_value = "4h")]
     horizon: Seconds,
     /// A move that saves must be better by this many per cent.
-    #[arg(long, value_name = "PERCENT", default_value_t = 5.0)]
+    #[arg(long, value_name = "PERCENT", default_value = "5", value_parser = per_cent)]
     least_gain: f64,
     /// How fast a node reads the weights of a replica (assumed).
     #[arg(long, value_name = "RATE", default_value = "2GB/s")]
@@ -62,6 +62,11 @@ pub(crate) struct MovingArgs {
     /// From loaded weights to the first answer (assumed).
     #[arg(long, value_name = "TIME", default_value = "1min")]
     warm_up: Seconds,
+}
+
+fn per_cent(text: &str) -> Result<f64, String> {
+    let percent = text.parse().ok().filter(|percent: &f64| percent.is_finite() && *percent >= 0.0);
+    percent.ok_or_else(|| "give per cent as a number from 0 on, such as `5`".into())
 }
 
 impl MovingArgs {

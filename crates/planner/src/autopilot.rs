@@ -42,6 +42,9 @@ const READY: usize = 1;
 /// Seconds until a failed act is tried again: doubled each time, up to the second.
 const RETRY_S: (u64, u64) = (30, 900);
 
+/// The input of a decision that its signals are.
+const SIGNALS: &str = "signals";
+
 /// How often, how far ahead, how much.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
@@ -131,8 +134,16 @@ impl Default for Signals {
     }
 }
 
+impl Signals {
+    /// By which it is known whether something else is so than traffic and time.
+    fn digest(&self) -> String {
+        let Self { offers, lost, alarm, hold, .. } = self;
+        sha256_hex(format!("{offers} {lost:?} {alarm:?} {hold:?}").as_bytes())
+    }
+}
+
 /// Why a plan is made again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Trigger {
     /// GPUs are lost or back.
@@ -341,6 +352,17 @@ struct Change {
     not_before_s: u64,
 }
 
+/// What a question is asked on: asked again on the same, it has the same answer.
+#[derive(Debug, Clone, PartialEq)]
+struct Ground {
+    /// Digest of the plan that runs.
+    running: String,
+    /// The first interval that was not observed.
+    next: u64,
+    /// Digest of the signals, if the record has it.
+    signals: Option<String>,
+}
+
 /// What is known, by the journal.
 #[derive(Debug, Clone, Default)]
 struct State {
@@ -353,8 +375,8 @@ struct State {
     change: Option<Change>,
     /// When fleets were moved.
     moves: Vec<u64>,
-    /// When a smaller fleet was looked for.
-    asked_s: u64,
+    /// When a question was last asked for each reason, and on what.
+    asked: BTreeMap<Trigger, (u64, Ground)>,
     last: Option<Decision>,
     /// The first interval under the policy that runs.
     policy_since: u64,
@@ -419,11 +441,16 @@ impl Autopilot {
             }
             Entry::Observed(observed) => self.observed(observed),
             Entry::DryRun(decision) => {
-                self.asked(decision.trigger, at_s);
-                self.state.last = Some(decision.clone());
+                self.asked(decision, at_s);
+                let mut told = decision.clone();
+                if told.to.is_some() {
+                    // Nothing is routed otherwise: what was expected still is.
+                    told.mix = self.state.last.take().and_then(|last| last.mix);
+                }
+                self.state.last = Some(told);
             }
             Entry::Decided(decision) => {
-                self.asked(decision.trigger, at_s);
+                self.asked(decision, at_s);
                 if decision.answer == Some(Answer::Move) {
                     self.state.moves.push(at_s);
                 }
@@ -469,10 +496,19 @@ impl Autopilot {
         came.chain([self.state.carried]).fold(0.0, f64::max)
     }
 
-    fn asked(&mut self, trigger: Trigger, at_s: u64) {
-        if trigger == Trigger::RateDown {
-            self.state.asked_s = at_s;
-        }
+    fn asked(&mut self, decision: &Decision, at_s: u64) {
+        let signals = decision.inputs.get(SIGNALS).cloned();
+        let ground = Ground { running: decision.from.clone(), next: self.next_interval(), signals };
+        self.state.asked.insert(decision.trigger, (at_s, ground));
+    }
+
+    /// Whether this was asked less than an interval ago, and nothing has changed since.
+    fn just_asked(&self, trigger: Trigger, running: &str, signals: &Signals) -> bool {
+        self.state.asked.get(&trigger).is_some_and(|(at_s, ground)| {
+            let (running, next) = (running.to_owned(), self.next_interval());
+            let now = Ground { running, next, signals: Some(signals.digest()) };
+            signals.now_s < at_s + self.settings.interval_s && *ground == now
+        })
     }
 
     fn observed(&mut self, observed: &Observed) {
@@ -501,10 +537,18 @@ impl Autopilot {
         DAY_S / self.settings.interval_s
     }
 
-    /// The next act and its number, if it is time for it. What waits is an act too, with nothing to do when its time has come.
-    pub fn next_act(&self, now_s: u64) -> Option<(usize, &Act)> {
+    /// The next act and its number, if it is time for it. What waits is an act too, with nothing to do when its time has come. Pinned, none
+    /// begins: what is under way pauses where it is, and goes on after. Frozen, none does that changes the fleet.
+    pub fn next_act(&self, now_s: u64, hold: Hold) -> Option<(usize, &Act)> {
         let change = self.state.change.as_ref()?;
         let act = &change.acts[change.done];
+        let held = match act {
+            Act::Fleet { .. } => hold != Hold::None,
+            Act::Wait { .. } | Act::Publish { .. } => hold == Hold::Pin,
+        };
+        if held {
+            return None;
+        }
         let due_s = match act {
             Act::Wait { seconds } => change.since_s + seconds.ceil() as u64,
             _ => change.not_before_s,
@@ -551,9 +595,10 @@ impl Autopilot {
         self.state.change.is_none() && !matches!(signals.hold, Hold::Pin)
     }
 
-    /// Whether to plan again, and for what. Never while acts are under way, or while a person has pinned the plan.
+    /// Whether to plan again, and for what. Never while acts are under way, or while a person has pinned the plan; and the same but once an
+    /// interval.
     pub fn question(&self, signals: &Signals) -> Option<Question> {
-        let (_, carries) = self.state.running.as_ref()?;
+        let (running, carries) = self.state.running.as_ref()?;
         if !self.may_ask(signals) {
             return None;
         }
@@ -565,6 +610,9 @@ impl Autopilot {
         }
         let mix = self.recent_mix();
         let trigger = self.trigger(signals, (*carries, rent), &next, mix.as_ref())?;
+        if self.just_asked(trigger, running, signals) {
+            return None;
+        }
         let mix = mix.filter(|mix| signals.base_mix.as_ref().is_some_and(|base| mix.shifted(base)));
         let mut terms = self.settings.terms;
         // Queries and lengths wander: what could be saved by that is left to the next move that is planned, if there is one.
@@ -651,7 +699,8 @@ impl Autopilot {
         {
             return Some(Trigger::Lengths);
         }
-        let due = signals.now_s >= self.state.asked_s + self.settings.every_s && self.may_save(signals);
+        let asked_s = self.state.asked.get(&Trigger::RateDown).map_or(0, |(at_s, _)| *at_s);
+        let due = signals.now_s >= asked_s + self.settings.every_s && self.may_save(signals);
         let slack = if self.moves_left(signals.now_s) > 1 { SLACK } else { LAST_SLACK };
         let lower = next.at == Some(0) && signals.rents.at(next.rate) < rent * (1.0 - slack);
         (due && lower).then_some(Trigger::RateDown)
@@ -690,13 +739,14 @@ impl Autopilot {
         running: &Plan,
         inputs: BTreeMap<String, String>,
     ) -> Result<(Decision, BTreeMap<String, Plan>), InvalidPlan> {
+        let signals_digest = (SIGNALS.to_owned(), signals.digest());
         let mut decision = Decision {
             trigger: question.trigger,
             answer: None,
             why: Vec::new(),
             rate: question.rate,
             saving_usd_per_hour: 0.0,
-            inputs,
+            inputs: inputs.into_iter().chain([signals_digest]).collect(),
             from: digest(running),
             to: None,
             acts: Vec::new(),
@@ -812,19 +862,10 @@ fn on_the_way(routing: &Plan, ends: [&Plan; 2], deployment: &Deployment) -> Resu
 /// A journal as far as it is whole, and the bytes that are: a last line that a crash cut off does not count.
 ///
 /// # Errors
-/// With the number of a line that is no record and not the last.
-pub fn read_journal(text: &str) -> Result<(Vec<Record>, usize), usize> {
-    let (mut records, mut whole) = (Vec::new(), 0);
-    for (number, line) in (1..).zip(text.split_inclusive('\n')) {
-        if !line.ends_with('\n') {
-            break;
-        }
-        match serde_json::from_str(line) {
-            Ok(record) => records.push(record),
-            Err(_) if whole + line.len() == text.len() => break,
-            Err(_) => return Err(number),
-        }
-        whole += line.len();
-    }
-    Ok((records, whole))
+/// With the number of a line that has an end and is no record.
+pub fn read_journal(bytes: &[u8]) -> Result<(Vec<Record>, usize), usize> {
+    let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
+    let lines = (1_usize..).zip(bytes[..whole].split_inclusive(|byte| *byte == b'\n'));
+    let records = lines.map(|(number, line)| serde_json::from_slice(line).map_err(|_| number));
+    Ok((records.collect::<Result<_, usize>>()?, whole))
 }

@@ -213,7 +213,7 @@ pub(super) enum Passed<'a> {
 pub(super) fn act(autopilot: &mut Autopilot, start_s: u64, mut passed: impl FnMut(Passed<'_>)) {
     let (mut now_s, end_s) = (start_s as f64, (start_s + INTERVAL_S) as f64);
     while now_s < end_s {
-        if let Some((number, act)) = autopilot.next_act(now_s as u64) {
+        if let Some((number, act)) = autopilot.next_act(now_s as u64, Hold::None) {
             passed(Passed::Act(act));
             autopilot.note(&Record { at_s: now_s as u64, entry: Entry::Done { number } });
             continue;

@@ -219,7 +219,7 @@ fn write(
     for (name, bytes) in FILES {
         write_whole(&at(name), bytes)?;
     }
-    write_plan(plan, loaded, &at("plan.json"), &at("plan.router.json"))?;
+    write_plan(plan, loaded, &at("plan.json"))?;
     write_whole(&at("promised.json"), promised.to_json_pretty().as_bytes())?;
     write_whole(&at("measured.json"), measured.to_json_pretty().as_bytes())?;
     let data = ReportData {

@@ -10,7 +10,7 @@ use boute_spec::plan::Plan;
 
 use crate::cache::database;
 use crate::failure::{Ending, Failure};
-use crate::files::{check_writable, read_plan, write_whole};
+use crate::files::{beside, check_writable, read_plan, write_whole};
 use crate::load::{Choices, Loaded, load, router_file_of};
 use crate::printer::Printer;
 use crate::progress::{Progress, catch_ctrl_c, stop_requested};
@@ -42,15 +42,22 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
     let output = args.output.clone().unwrap_or_else(|| "plan.json".into());
-    let router_file = router_file_of(&output);
     let choices = Choices {
         cloud: args.cloud.clone(),
         seed: args.seed,
-        router_file: router_file.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        router_file: router_file_of(&output),
         scoring: false,
     };
     check_writable(args.output.iter().chain(&args.report))?;
-    let loaded = load(&args.spec, &choices)?;
+    let mut loaded = load(&args.spec, &choices)?;
+    if args.output.is_some() && !replaces_its_router(&output, &choices.router_file) {
+        loaded.name_router(&output, None);
+    }
+    let router = loaded.problem.quality.as_ref().map(|quality| &quality.router_file);
+    if let Some(router) = router.filter(|router| **router != choices.router_file) {
+        let there = &choices.router_file;
+        printer.say(format_args!("`{there}` is another plan's router and stays: this plan's is `{router}`"));
+    }
     for note in &loaded.notes {
         printer.say(note);
     }
@@ -59,7 +66,7 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
         return Ok(Ending::Unmet);
     };
     if args.output.is_some() {
-        write_plan(&plan, &loaded, &output, &router_file)?;
+        write_plan(&plan, &loaded, &output)?;
     }
     if let Some(report) = &args.report {
         let quality_curve = &held_out_curve(&loaded);
@@ -156,10 +163,15 @@ pub(crate) fn held_out_curve(loaded: &Loaded) -> Vec<(f64, f64)> {
         .unwrap_or_default()
 }
 
+/// Whether a plan is there that is planned anew, so that its router may be replaced with it.
+fn replaces_its_router(output: &Path, router: &str) -> bool {
+    read_plan(output).is_ok_and(|old| old.routing.router.is_empty() || old.routing.router == router)
+}
+
 /// The plan, and the router artefact its policy needs.
-pub(crate) fn write_plan(plan: &Plan, loaded: &Loaded, path: &Path, router: &Path) -> Result<(), Failure> {
-    if let Some(scorer) = &loaded.scorer {
-        write_whole(router, scorer.to_json().as_bytes())?;
+pub(crate) fn write_plan(plan: &Plan, loaded: &Loaded, path: &Path) -> Result<(), Failure> {
+    if let (Some(scorer), Some(quality)) = (&loaded.scorer, &loaded.problem.quality) {
+        write_whole(&beside(path, &quality.router_file), scorer.to_json().as_bytes())?;
     }
     write_whole(path, plan.to_json_pretty().as_bytes())
 }

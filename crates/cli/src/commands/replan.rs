@@ -9,7 +9,7 @@ use boute_planner::replan::{Answer, Replan, as_of_late, lose, replan};
 use boute_planner::{PlanError, Problem};
 use boute_spec::data_file::parse_trace;
 use boute_spec::plan::Plan;
-use boute_spec::units::RequestsPerSecond;
+use boute_spec::units::{RequestsPerSecond, UnitError};
 use boute_spec::workload::TraceRequest;
 
 use crate::cache::database;
@@ -17,7 +17,7 @@ use crate::commands::explain::spec_of;
 use crate::commands::plan::write_plan;
 use crate::decisions::{Line, in_order};
 use crate::failure::{Ending, Failure};
-use crate::files::{Input, beside, check_writable, read_plan};
+use crate::files::{Input, check_writable, read_plan};
 use crate::load::{Choices, load, router_file_of};
 use crate::market::{Gpus, MovingArgs, apply_prices};
 use crate::printer::Printer;
@@ -38,7 +38,7 @@ pub(crate) struct Args {
     #[arg(long)]
     spec: Option<PathBuf>,
     /// Requests per second to plan for; without, that of the trace.
-    #[arg(long)]
+    #[arg(long, value_parser = some_rate)]
     rate: Option<RequestsPerSecond>,
     /// Prices as they are now: lines such as `H100-SXM $2.40/h`.
     #[arg(long, value_name = "FILE")]
@@ -60,23 +60,25 @@ pub(crate) struct Args {
     moving: MovingArgs,
 }
 
+fn some_rate(text: &str) -> Result<RequestsPerSecond, String> {
+    let rate: RequestsPerSecond = text.parse().map_err(|error: UnitError| error.to_string())?;
+    if rate.get() > 0.0 { Ok(rate) } else { Err("a rate to plan for is above 0".into()) }
+}
+
 pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
     check_writable(&args.output)?;
     let plan = read_plan(&args.plan)?;
     let spec = args.spec.clone().map_or_else(|| spec_of(&plan, &args.plan), Ok)?;
     let output = args.output.clone().or_else(|| args.apply.then(|| args.plan.clone()));
-    let router_file = match (plan.routing.router.as_str(), &output) {
-        ("", None) => router_file_of(&args.plan),
-        ("", Some(output)) => router_file_of(output),
-        (router, _) => beside(output.as_ref().unwrap_or(&args.plan), router),
-    };
+    let place = output.as_ref().unwrap_or(&args.plan);
     let choices = Choices {
         cloud: args.cloud.clone(),
         seed: plan.seed,
-        router_file: router_file.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        router_file: router_file_of(place),
         scoring: false,
     };
     let mut loaded = load(&spec, &choices)?;
+    loaded.name_router(place, Some(&plan));
     if let Some(prices) = &args.prices {
         apply_prices(&mut loaded.problem, prices)?;
     }
@@ -108,7 +110,8 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
     };
     printer.data(&answer)?;
     printer.text(in_words(&answer));
-    let in_place = args.output.is_none();
+    let [written, running] = [place, &args.plan].map(|path| path.canonicalize().ok());
+    let in_place = written.is_some() && written == running;
     if let (Some(plan), Some(output)) = (&answer.plan, &output) {
         if in_place && answer.answer == Answer::Move {
             printer.say(format_args!(
@@ -117,7 +120,7 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
                 args.plan.display()
             ));
         } else {
-            write_plan(plan, &loaded, output, &router_file)?;
+            write_plan(plan, &loaded, output)?;
             printer.say(format_args!("wrote {}", output.display()));
         }
     }
@@ -131,9 +134,13 @@ fn as_it_is(
     recent: &Input,
     rate: Option<RequestsPerSecond>,
 ) -> Result<Problem, Failure> {
-    let lines: Option<Vec<Line>> =
-        recent.text.lines().filter(|line| !line.trim().is_empty()).map(Line::parse).collect();
-    let lines = lines.filter(|lines| !lines.is_empty());
+    // The gateway may be writing the last line.
+    let whole = recent.text.rfind('\n').map_or("", |last| &recent.text[..last]);
+    let log = |text: &str| -> Option<Vec<Line>> {
+        let lines = text.lines().filter(|line| !line.trim().is_empty()).map(Line::parse);
+        lines.collect::<Option<Vec<_>>>().filter(|lines| !lines.is_empty())
+    };
+    let lines = log(&recent.text).or_else(|| log(whole));
     let requests: Vec<TraceRequest> = match &lines {
         Some(lines) => in_order(lines),
         None => parse_trace(&recent.name, &recent.text).map_err(Failure::told)?.requests().to_vec(),

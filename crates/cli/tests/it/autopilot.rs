@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::Read;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -73,8 +74,12 @@ fn replanning_answers_stay_move_and_no() {
 
     // A plan in the place of the old only where that is all there is to do.
     let before = fs::read_to_string(&plan_file).unwrap();
-    let (code, ..) = asked(&["--rate", "8 req/s", "--apply"]);
-    assert_eq!((code, fs::read_to_string(&plan_file).unwrap()), (Some(0), before));
+    let roundabout =
+        folder.path("../").clone() + folder.0.file_name().unwrap().to_str().unwrap() + "/plan.json";
+    for place in [&["--apply"][..], &["-o", &plan_file], &["-o", &roundabout]] {
+        let (code, ..) = asked(&[&["--rate", "8 req/s"], place].concat());
+        assert_eq!((code, fs::read_to_string(&plan_file).unwrap()), (Some(0), before.clone()), "{place:?}");
+    }
 
     let (code, no, _) = asked(&[
         "--rate",
@@ -119,6 +124,171 @@ fn a_dry_run_says_what_it_would_do_and_a_pin_silences_it() {
     let intervals: Vec<u64> =
         journal(&plan_file).iter().filter_map(|record| record["interval"].as_u64()).collect();
     assert_eq!(intervals.len(), intervals.iter().collect::<BTreeSet<_>>().len(), "{intervals:?}");
+
+    // What a crash cut off is cut away; whatever else is no record is refused, and nothing is lost.
+    let journal_file = format!("{plan_file}.autopilot/journal.jsonl");
+    let whole = fs::read(&journal_file).unwrap();
+    fs::write(&journal_file, [&whole[..], b"{\"at_s\": \xf0\x9f"].concat()).unwrap();
+    assert_eq!(boute(&look).status.code(), Some(0));
+    assert!(fs::read(&journal_file).unwrap().starts_with(&whole));
+    let lines = text(&whole).lines().count();
+    for (spoilt, line) in [([b"\xff", &whole[..]].concat(), 1), ([&whole[..], b"{}\n"].concat(), lines + 1)] {
+        fs::write(&journal_file, &spoilt).unwrap();
+        for command in [&look[..], &["autopilot", "status", &plan_file]] {
+            assert!(refused(2, command).contains(&format!("journal.jsonl:{line}: no record")));
+        }
+        assert_eq!(fs::read(&journal_file).unwrap(), spoilt);
+    }
+}
+
+/// The spec of [`planned`] with other quality data: a query less, so that another router is trained.
+fn with_other_queries(folder: &Folder) -> String {
+    let packed = fs::read(examples().join("data/mmlu_pro_llama.jsonl.gz")).unwrap();
+    let mut queries = String::new();
+    flate2::read::GzDecoder::new(&packed[..]).read_to_string(&mut queries).unwrap();
+    let fewer = folder.file("fewer.jsonl", queries.split_once('\n').unwrap().1);
+    let spec = spec("rate: 20 req/s", "rate: 20 req/s");
+    let from = spec.find("data: ").unwrap() + "data: ".len();
+    let until = from + spec[from..].find('\n').unwrap();
+    folder.file("other.yaml", &format!("{}{fewer}{}", &spec[..from], &spec[until..]))
+}
+
+fn serves(plan_file: &str) {
+    let output = boute(&["export", "k8s", plan_file, "--check", "-q"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+}
+
+#[test]
+fn another_router_replaces_none_that_a_plan_needs() {
+    let folder = Folder::new("replan-router");
+    let (plan_file, _) = planned(&folder);
+    let (other, new_file) = (with_other_queries(&folder), folder.path("new.json"));
+    let trace = examples().join("data/azure2023_conv.csv.gz").display().to_string();
+    for rate in ["8 req/s", "7 req/s"] {
+        let replan = ["replan", &plan_file, "--trace", &trace, "--spec", &other, "--rate", rate, "-q"];
+        let output = boute(&[&replan[..], &["-o", &new_file]].concat());
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        serves(&plan_file);
+        serves(&new_file);
+    }
+    // A plan in the place of another takes its router's place too; what else has that name is left.
+    let named = |plan_file: &str| -> String {
+        let plan: Value = serde_json::from_str(&fs::read_to_string(plan_file).unwrap()).unwrap();
+        plan["routing"]["router"].as_str().unwrap().to_owned()
+    };
+    assert_eq!((named(&plan_file), named(&new_file)), ("plan.router.json".into(), "new.router.json".into()));
+    let plan = |output: &str| boute(&["plan", &other, "-q", "--strategy", "exact", "-o", output]);
+    assert_eq!(plan(&plan_file).status.code(), Some(0));
+    assert_eq!(named(&plan_file), "plan.router.json");
+    let (third, router) = (folder.path("third.json"), folder.file("third.router.json", "{}"));
+    assert_eq!(plan(&third).status.code(), Some(0));
+    assert_ne!(named(&third), "third.router.json");
+    assert_eq!(fs::read_to_string(router).unwrap(), "{}");
+    serves(&plan_file);
+    serves(&third);
+}
+
+#[test]
+fn every_plan_of_a_move_has_its_own_router() {
+    let folder = Folder::new("autopilot-router");
+    let (plan_file, _) = planned(&folder);
+    let (log, other) = (decisions(&folder, 6), with_other_queries(&folder));
+    let old = folder.path("old.json");
+    fs::copy(&plan_file, &old).unwrap();
+    let (bin, run) = (env!("CARGO_BIN_EXE_boute"), folder.path("run"));
+    let apply = format!("'{bin}' export k8s \"$BOUTE_PLAN\" -o '{run}'");
+    let look = |apply: &str| {
+        let look =
+            ["autopilot", &plan_file, "--decisions", &log, "--spec", &other, "--interval", "1min", "--once"];
+        let live = ["--live", "--apply", apply, "--machine", "0s", "--warm-up", "0s", "--load", "1000TB/s"];
+        let output = boute(&[&look[..], &live].concat());
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        let records = journal(&plan_file);
+        assert!(records.iter().all(|record| record["event"] != "failed"), "{}", text(&output.stderr));
+        records
+    };
+    // Pinned in the middle of it, it pauses, and goes on when released.
+    let records = look(&format!("{apply} && '{bin}' autopilot pin '{plan_file}'"));
+    let decision = records.iter().find(|record| record["event"] == "decided").expect("a decision");
+    let acts = decision["acts"].as_array().unwrap();
+    let first = acts.iter().position(|act| act["act"] == "fleet").expect("another fleet");
+    let done = |records: &[Value]| records.iter().filter(|record| record["event"] == "done").count();
+    assert_eq!((done(&records), done(&look(&apply))), (first + 1, first + 1), "{decision}");
+    assert_eq!(boute(&["autopilot", "release", &plan_file]).status.code(), Some(0));
+    let end = SystemTime::now() + Duration::from_mins(1);
+    while done(&look(&apply)) < acts.len() {
+        assert!(SystemTime::now() < end, "{decision}");
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    assert_ne!(fs::read(&plan_file).unwrap(), fs::read(&old).unwrap());
+    serves(&plan_file);
+    serves(&old);
+}
+
+#[test]
+fn what_cannot_be_read_for_a_moment_is_told_once_and_read_later() {
+    let folder = Folder::new("autopilot-inputs");
+    let (plan_file, _) = planned(&folder);
+    let (log, prices) = (decisions(&folder, 6), folder.file("prices", "L40S $0.50/h\n"));
+    let plan = fs::read_to_string(&plan_file).unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_boute"))
+        .args(["autopilot", &plan_file, "--decisions", &log, "--prices", &prices, "--interval", "1min"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let decisions = || {
+        let text = fs::read_to_string(format!("{plan_file}.autopilot/journal.jsonl")).unwrap_or_default();
+        text.matches("\"event\":\"dry_run\"").count()
+    };
+    let mut decided = |count: usize| {
+        let end = SystemTime::now() + Duration::from_mins(1);
+        while decisions() < count {
+            assert!(child.try_wait().unwrap().is_none() && SystemTime::now() < end, "{count} decisions");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    };
+    decided(1);
+    // Longer than two looks each; then other prices, which are a reason to ask.
+    fs::write(&prices, "L40S $").unwrap();
+    std::thread::sleep(Duration::from_secs(6));
+    fs::write(&plan_file, &plan[..plan.len() / 2]).unwrap();
+    std::thread::sleep(Duration::from_secs(6));
+    fs::write(&prices, "L40S $0.60/h\n").unwrap();
+    fs::write(&plan_file, &plan).unwrap();
+    decided(decisions() + 1);
+    child.kill().unwrap();
+    let said = text(&child.wait_with_output().unwrap().stderr);
+    assert!(said.contains("prices:1:"), "{said}");
+    assert_eq!(said.matches("until this can be read").count(), 2, "{said}");
+}
+
+#[test]
+fn what_cannot_be_meant_is_refused_and_what_is_not_there_is_told() {
+    let folder = Folder::new("autopilot-told");
+    let (plan_file, _) = planned(&folder);
+    let nowhere = folder.path("nowhere");
+    let look = ["autopilot", &plan_file, "--once", "--decisions", &nowhere, "--admin", "127.0.0.1:1"];
+    let output = boute(&look);
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(said.contains("nowhere` is not there yet") && said.contains("alarms are missed"), "{said}");
+    folder.file("nowhere", "no log\nat all\n");
+    assert!(refused(2, &look).contains("no line of"));
+    for (more, said) in [
+        (&["--least-gain", "nan"][..], "from 0 on"),
+        (&["--least-gain=-50"], "from 0 on"),
+        (&["--moves-per-day", "0"], "zero"),
+    ] {
+        assert!(refused(2, &[&look[..], more].concat()).contains(said), "{more:?}");
+    }
+    // A log that the gateway is writing: its last line is not whole.
+    let log = decisions(&folder, 6);
+    let replan = ["replan", &plan_file, "-q", "--trace", &log];
+    assert!(refused(2, &[&replan[..], &["--rate", "0 req/s"]].concat()).contains("above 0"));
+    let lines = fs::read_to_string(&log).unwrap();
+    fs::write(&log, &lines[..lines.len() - 20]).unwrap();
+    let output = boute(&replan);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
 }
 
 /// An autopilot whose command notes when it begins and ends, and takes a while.

@@ -295,4 +295,9 @@ fn exports_are_checked_compared_and_replaced() {
     // A folder that cannot be made: nothing is written.
     let taken = folder.file("taken", "a file");
     assert!(refused(2, &["export", "k8s", &other, "-o", &taken]).contains("cannot write"));
+    // Nor is a part of an export, where a folder has the name of one of its files.
+    let (blocked, way) = (folder.path("blocked"), folder.path("blocked/gateway.yaml"));
+    fs::create_dir_all(&way).unwrap();
+    assert!(refused(2, &["export", "k8s", &other, "-o", &blocked]).contains("gateway.yaml`: it is a folder"));
+    assert_eq!(fs::read_dir(&blocked).unwrap().count(), 1);
 }

@@ -242,6 +242,71 @@ fn an_alarm_asks_once() {
     assert_eq!(asked(&autopilot, &signals), Some(Trigger::Alarm));
 }
 
+#[test]
+fn a_move_under_way_pauses_while_it_is_held() {
+    let (plan, answer) = scene();
+    let mut autopilot = adopted(&plan);
+    let question = Question {
+        trigger: Trigger::RateDown,
+        rate: 16.0,
+        moved_rate: 16.0,
+        mix: None,
+        terms: Settings::default().terms,
+    };
+    let decided = autopilot.decide(&Signals::default(), &question, &Ok(answer), &plan, BTreeMap::new());
+    autopilot.note(&Record { at_s: 0, entry: Entry::Decided(decided.unwrap().0) });
+    let (mut now_s, mut kinds) = (0, BTreeSet::new());
+    while let Some(act) = autopilot.under_way().first().cloned() {
+        // However long it is held, and whatever it waits for.
+        now_s += 86_400;
+        assert_eq!(autopilot.next_act(now_s, Hold::Pin), None, "{act:?}");
+        let frozen = autopilot.next_act(now_s, Hold::Freeze).is_none();
+        assert_eq!(frozen, matches!(act, Act::Fleet { .. }), "{act:?}");
+        let (number, next) = autopilot.next_act(now_s, Hold::None).unwrap();
+        assert_eq!(next, &act);
+        kinds.insert(serde_json::to_value(next).unwrap()["act"].to_string());
+        autopilot.note(&Record { at_s: now_s, entry: Entry::Done { number } });
+    }
+    assert_eq!(kinds.len(), 3, "{kinds:?}");
+}
+
+#[test]
+fn the_same_is_asked_once_an_interval() {
+    let (plan, answer) = scene();
+    let quality = problem(Objective::MinCost).quality.unwrap();
+    let mut autopilot = adopted(&plan);
+    autopilot.note(&interval(4, 60.0, &plan, &quality.held_out));
+    let mut signals = signals(5 * INTERVAL_S, &plan, &quality.planning);
+    // What is asked in an interval that is looked at fifteen times, whether or not anything comes of it.
+    let asked = |autopilot: &mut Autopilot, signals: &mut Signals, live: bool| -> Vec<Trigger> {
+        let looks = (0..15).filter_map(|look| {
+            signals.now_s += if look == 0 { 0 } else { 60 };
+            let question = autopilot.question(signals)?;
+            let decided = autopilot.decide(signals, &question, &Ok(answer.clone()), &plan, BTreeMap::new());
+            let (decision, _) = decided.unwrap();
+            let entry = if live { Entry::Decided(decision) } else { Entry::DryRun(decision) };
+            // The journal tells all that must be known.
+            let line = serde_json::to_vec(&Record { at_s: signals.now_s, entry }).unwrap();
+            autopilot.note(&serde_json::from_slice(&line).unwrap());
+            Some(question.trigger)
+        });
+        looks.collect()
+    };
+    assert_eq!(asked(&mut autopilot, &mut signals, false), [Trigger::RateUp]);
+    // What a person says, what is lost and what comes in are reasons to ask at once.
+    signals.now_s = 5 * INTERVAL_S;
+    signals.hold = Hold::Freeze;
+    assert_eq!(asked(&mut autopilot, &mut signals, true), [Trigger::RateUp]);
+    signals.now_s = 5 * INTERVAL_S;
+    signals.lost = BTreeMap::from([("L40S".into(), 1)]);
+    assert_eq!(asked(&mut autopilot, &mut signals, true), [Trigger::Stock]);
+    autopilot.note(&interval(5, 60.0, &plan, &quality.held_out));
+    assert_eq!(asked(&mut autopilot, &mut signals, true), [Trigger::Stock]);
+    // Nothing came in, and it is time again.
+    signals.now_s += INTERVAL_S;
+    assert_eq!(asked(&mut autopilot, &mut signals, true), [Trigger::Stock]);
+}
+
 /// A disk and a cluster: what outlives a crash.
 #[derive(Clone)]
 struct World {
@@ -277,9 +342,7 @@ impl World {
     }
 
     fn start(&mut self) -> Autopilot {
-        let valid = std::str::from_utf8(&self.journal).map_or_else(|error| error.valid_up_to(), str::len);
-        let text = std::str::from_utf8(&self.journal[..valid]).unwrap().to_owned();
-        let (records, whole) = read_journal(&text).expect("only the last line may be cut off");
+        let (records, whole) = read_journal(&self.journal).expect("only the last line may be cut off");
         self.journal.truncate(whole);
         let mut autopilot = Autopilot::new(Settings::default());
         for record in &records {
@@ -301,7 +364,7 @@ impl World {
             self.append(&mut autopilot, now_s, adopted)?;
         }
         if autopilot.last_decision().is_none() {
-            let question = boute_planner::autopilot::Question {
+            let question = Question {
                 trigger: Trigger::RateDown,
                 rate: 16.0,
                 moved_rate: 16.0,
@@ -318,7 +381,7 @@ impl World {
             self.append(&mut autopilot, now_s, Entry::Decided(decision))?;
         }
         while !autopilot.under_way().is_empty() {
-            let Some((number, act)) = autopilot.next_act(now_s) else {
+            let Some((number, act)) = autopilot.next_act(now_s, Hold::None) else {
                 now_s += 10;
                 continue;
             };
@@ -391,10 +454,12 @@ proptest! {
         let record = |at_s| Record { at_s, entry: Entry::Done { number: 1 } };
         let text: String = (0..60).map(|at_s| serde_json::to_string(&record(at_s)).unwrap() + "\n").collect();
         let cut = cut.min(text.len());
-        let (records, whole) = read_journal(&text[..cut]).unwrap();
+        let (records, whole) = read_journal(&text.as_bytes()[..cut]).unwrap();
         prop_assert_eq!(records.len(), text[..cut].matches('\n').count());
         prop_assert!(whole <= cut && (cut - whole) < 60);
-        let spoilt = format!("nonsense\n{text}");
-        prop_assert_eq!(read_journal(&spoilt).err(), Some(1));
+        // A line that was written to its end and is no record is no crash's doing, be it the first or the last.
+        let (lines, nonsense) = (text.matches('\n').count(), b"\xffnonsense\n");
+        prop_assert_eq!(read_journal(&[nonsense, text.as_bytes()].concat()).err(), Some(1));
+        prop_assert_eq!(read_journal(&[text.as_bytes(), nonsense].concat()).err(), Some(lines + 1));
     }
 }

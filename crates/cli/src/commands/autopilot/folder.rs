@@ -9,7 +9,7 @@ use boute_planner::autopilot::{Entry, Hold, Record, digest, read_journal};
 use boute_spec::plan::Plan;
 
 use crate::failure::Failure;
-use crate::files::{read_plan, write_whole};
+use crate::files::{read_plan, sync_name, write_whole};
 use crate::market::Gpus;
 
 pub(crate) const JOURNAL: &str = "journal.jsonl";
@@ -32,7 +32,10 @@ impl Folder {
 
     pub(crate) fn make(&self) -> Result<(), Failure> {
         let plans = self.path("plans");
-        fs::create_dir_all(&plans).map_err(|error| Failure::unwritable(&plans, &error))
+        fs::create_dir_all(&plans).map_err(|error| Failure::unwritable(&plans, &error))?;
+        sync_name(&self.0);
+        sync_name(&plans);
+        Ok(())
     }
 
     /// What a person has said.
@@ -90,17 +93,17 @@ impl Folder {
     /// The records so far, without taking the lock.
     pub(crate) fn records(&self) -> Result<Vec<Record>, Failure> {
         let path = self.path(JOURNAL);
-        match fs::read_to_string(&path) {
-            Ok(text) => whole(&path, &text).map(|(records, _)| records),
+        match fs::read(&path) {
+            Ok(bytes) => whole(&path, &bytes).map(|(records, _)| records),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
             Err(error) => Err(Failure::unreadable(&path, &error)),
         }
     }
 }
 
-fn whole(path: &Path, text: &str) -> Result<(Vec<Record>, usize), Failure> {
-    read_journal(text).map_err(|line| {
-        let hint = "it was changed by hand or belongs to another version; move it away to begin anew";
+fn whole(path: &Path, bytes: &[u8]) -> Result<(Vec<Record>, usize), Failure> {
+    read_journal(bytes).map_err(|line| {
+        let hint = "it was changed or belongs to another version: put the line right, or move the file away to begin anew";
         Failure::input(format_args!("{}:{line}: no record of the autopilot", path.display()), hint)
     })
 }
@@ -134,20 +137,18 @@ impl Journal {
             Err(TryLockError::Error(error)) => return Err(Failure::unwritable(&path, &error)),
         }
         let path = folder.path(JOURNAL);
-        let open = || -> std::io::Result<(File, String)> {
+        let open = || -> std::io::Result<(File, Vec<u8>)> {
             let mut file = OpenOptions::new().read(true).append(true).create(true).open(&path)?;
             let mut bytes = Vec::new();
             file.read_to_end(&mut bytes)?;
-            // A record cut off within a character is cut off.
-            let valid = std::str::from_utf8(&bytes).map_or_else(|error| error.valid_up_to(), str::len);
-            bytes.truncate(valid);
-            Ok((file, String::from_utf8(bytes).unwrap_or_default()))
+            Ok((file, bytes))
         };
-        let (mut file, text) = open().map_err(|error| Failure::unwritable(&path, &error))?;
-        let (records, end) = whole(&path, &text)?;
+        let (mut file, bytes) = open().map_err(|error| Failure::unwritable(&path, &error))?;
+        let (records, end) = whole(&path, &bytes)?;
         file.set_len(end as u64)
             .and_then(|()| file.seek(SeekFrom::End(0)))
             .map_err(|error| Failure::unwritable(&path, &error))?;
+        sync_name(&path);
         Ok((Self { path, file, lock }, records))
     }
 

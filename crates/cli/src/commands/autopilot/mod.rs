@@ -1,7 +1,8 @@
 //! `boute autopilot`.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -24,11 +25,12 @@ use crate::cache::database;
 use crate::commands::explain::spec_of;
 use crate::decisions::in_order;
 use crate::failure::{Ending, Failure};
-use crate::files::{Input, beside, read_plan, write_whole};
+use crate::files::{Input, beside, read_plan, write_all_whole, write_whole};
 use crate::load::{Choices, Loaded, load, router_file_of};
 use crate::market::{Gpus, MovingArgs, apply_prices, offers_digest};
 use crate::printer::Printer;
 use crate::progress::{catch_ctrl_c, stop_requested};
+use crate::replay::router_of;
 
 mod folder;
 mod tail;
@@ -62,11 +64,11 @@ pub(crate) struct Args {
 pub(crate) enum Said {
     /// Say what runs, what is under way, and what was decided last.
     Status(PlanArg),
-    /// Leave fleet and routing as they are.
+    /// Leave fleet and routing as they are; a move under way pauses before its next step.
     Pin(PlanArg),
-    /// Leave the fleet as it is; queries may be routed otherwise.
+    /// Leave the fleet as it is, also in the middle of a move; queries may be routed otherwise.
     Freeze(PlanArg),
-    /// Go on after `pin` or `freeze`.
+    /// Go on after `pin` or `freeze`, with a move that was under way too.
     Release(PlanArg),
     /// Say which GPUs are lost, all in all; without any, that none is.
     Lost {
@@ -122,8 +124,8 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "TIME", default_value = "24h")]
     ahead: Seconds,
     /// Moves to another fleet within a day, at most.
-    #[arg(long, value_name = "N", default_value_t = 6)]
-    moves_per_day: usize,
+    #[arg(long, value_name = "N", default_value = "6")]
+    moves_per_day: NonZeroUsize,
     /// Look once, do what is due, and end.
     #[arg(long)]
     once: bool,
@@ -224,10 +226,29 @@ struct Pilot<'a> {
     measured: Option<Problem>,
     /// What fleets rent for, as far as it was asked.
     rents: Rents,
-    router_file: PathBuf,
     runtime: Runtime,
     /// Asks the gateway.
     client: HttpClient,
+    /// Whether it has looked once, so that what it is given has been of use.
+    looked: bool,
+    /// Which input cannot be read now.
+    unreadable: Told,
+    /// Why the gateway's metrics cannot be read now.
+    unheard: Told,
+}
+
+/// What is told once, and not at every look.
+#[derive(Debug, Default)]
+struct Told(Option<String>);
+
+impl Told {
+    /// Says what is so, unless it was so; `None` if nothing is.
+    fn tell(&mut self, printer: Printer, what: Option<String>) {
+        if let Some(what) = what.as_ref().filter(|what| self.0.as_ref() != Some(what)) {
+            printer.say(what);
+        }
+        self.0 = what;
+    }
 }
 
 impl<'a> Pilot<'a> {
@@ -236,18 +257,20 @@ impl<'a> Pilot<'a> {
         if interval_s == 0 || 86_400 % interval_s != 0 {
             return Err(Failure::input("`--interval` does not divide a day", "take 15min, 5min or 1min"));
         }
-        let plan = read_plan(&args.plan)?;
-        let router_file = match plan.routing.router.as_str() {
-            "" => router_file_of(&args.plan),
-            router => beside(&args.plan, router),
-        };
+        read_plan(&args.plan)?;
+        if !args.decisions.exists() {
+            printer.say(format_args!(
+                "`{}` is not there yet: nothing is known of the traffic until `boute serve --decisions` writes it",
+                args.decisions.display()
+            ));
+        }
         let folder = Folder::of(&args.plan);
         let (journal, records) = Journal::open(&folder)?;
         let mut autopilot = Autopilot::new(Settings {
             interval_s,
             every_s: args.every.get() as u64,
             ahead_s: args.ahead.get() as u64,
-            moves_per_day: args.moves_per_day,
+            moves_per_day: args.moves_per_day.get(),
             terms: moving.terms(),
         });
         for record in &records {
@@ -265,9 +288,11 @@ impl<'a> Pilot<'a> {
             loaded: None,
             measured: None,
             rents: Rents::default(),
-            router_file,
             runtime: Runtime::new().map_err(Failure::unexpected)?,
             client: HttpClient::new(METRICS_TIMEOUT),
+            looked: false,
+            unreadable: Told::default(),
+            unheard: Told::default(),
         })
     }
 
@@ -276,6 +301,7 @@ impl<'a> Pilot<'a> {
         let pause = Duration::from_secs((self.autopilot.settings().interval_s / 30).clamp(1, 10));
         loop {
             self.look()?;
+            self.looked = true;
             if self.args.once {
                 return Ok(Ending::Done);
             }
@@ -291,16 +317,20 @@ impl<'a> Pilot<'a> {
 
     /// Once round: observe, do what is due, plan again if there is reason to.
     fn look(&mut self) -> Result<(), Failure> {
-        let running = read_plan(&self.args.plan)?;
+        let Some(running) = self.readable(read_plan(&self.args.plan))? else { return Ok(()) };
         self.adopt(&running)?;
         for observed in self.traffic.ended(now_s()) {
             self.note(Entry::Observed(observed))?;
         }
+        if self.readable(self.traffic.understood())?.is_none() {
+            return Ok(());
+        }
         if self.act()? || !self.autopilot.under_way().is_empty() {
             return Ok(());
         }
-        self.reload(&running)?;
-        let mut signals = self.signals(&running)?;
+        let signals = self.inputs(&running);
+        let Some(mut signals) = self.readable(signals)? else { return Ok(()) };
+        self.unreadable.tell(self.printer, None);
         let recent = in_order(self.traffic.recent());
         self.learn_rents(&mut signals, &recent, &running)?;
         if let Some(question) = self.autopilot.question(&signals) {
@@ -308,6 +338,29 @@ impl<'a> Pilot<'a> {
             self.act()?;
         }
         Ok(())
+    }
+
+    /// `None` for an input that cannot be read at this moment, as someone may be writing it: that is told, and tried again at the next
+    /// look. At the first look it is an error.
+    fn readable<T>(&mut self, read: Result<T, Failure>) -> Result<Option<T>, Failure> {
+        match read {
+            Err(Failure::Input(why)) if self.looked => {
+                self.unreadable
+                    .tell(self.printer, Some(format!("nothing is done until this can be read: {why}")));
+                Ok(None)
+            }
+            read => read.map(Some),
+        }
+    }
+
+    /// Reads all that a question is asked on but the traffic.
+    fn inputs(&mut self, running: &Plan) -> Result<Signals, Failure> {
+        self.reload(running)?;
+        if self.args.live {
+            // Fleets on the way may be routed as what runs is.
+            router_of(running, &self.args.plan)?;
+        }
+        self.signals(running)
     }
 
     fn note(&mut self, entry: Entry) -> Result<Record, Failure> {
@@ -334,7 +387,7 @@ impl<'a> Pilot<'a> {
     fn act(&mut self) -> Result<bool, Failure> {
         let mut any = false;
         while let Some((number, act)) =
-            self.autopilot.next_act(now_s()).map(|(number, act)| (number, act.clone()))
+            self.autopilot.next_act(now_s(), self.folder.hold()).map(|(number, act)| (number, act.clone()))
         {
             if !self.args.live {
                 break;
@@ -362,11 +415,7 @@ impl<'a> Pilot<'a> {
                     Failure::Input(message) | Failure::Unexpected(message) => message,
                 };
                 let plan = self.folder.plan(plan).map_err(told)?;
-                write_whole(&self.args.plan, plan.to_json_pretty().as_bytes()).map_err(told)?;
-                // The name too must outlive a crash of the machine.
-                let folder = self.args.plan.parent().filter(|folder| !folder.as_os_str().is_empty());
-                let _ = File::open(folder.unwrap_or(Path::new("."))).and_then(|folder| folder.sync_all());
-                Ok(())
+                write_whole(&self.args.plan, plan.to_json_pretty().as_bytes()).map_err(told)
             }
             Act::Fleet { plan } => {
                 let command =
@@ -398,7 +447,7 @@ impl<'a> Pilot<'a> {
         let choices = Choices {
             cloud: self.args.cloud.clone(),
             seed: running.seed,
-            router_file: self.router_file.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            router_file: router_file_of(&self.args.plan),
             scoring: false,
         };
         let mut loaded = load(&spec, &choices)?;
@@ -413,7 +462,8 @@ impl<'a> Pilot<'a> {
         self.loaded.as_ref().map(|(_, loaded)| loaded).ok_or_else(|| Failure::unexpected("no spec was read"))
     }
 
-    fn signals(&self, running: &Plan) -> Result<Signals, Failure> {
+    fn signals(&mut self, running: &Plan) -> Result<Signals, Failure> {
+        let alarm = self.alarm();
         let problem = &self.loaded()?.problem;
         let queries = problem.quality.as_ref().map(|quality| &quality.planning);
         let hold = match self.folder.hold() {
@@ -425,16 +475,25 @@ impl<'a> Pilot<'a> {
             now_s: now_s(),
             offers: offers_digest(problem),
             lost: self.folder.lost()?,
-            alarm: self
-                .args
-                .admin
-                .as_deref()
-                .and_then(|admin| self.runtime.block_on(alarm(&self.client, admin))),
+            alarm,
             hold,
             base_mix: queries.and_then(|queries| ScoreMix::expected(queries, &running.routing.policy).ok()),
             stands: problem.robust.rate,
             ..Signals::default()
         })
+    }
+
+    /// What the gateway complains about; nothing where it cannot be asked, which is told.
+    fn alarm(&mut self) -> Option<String> {
+        let admin = self.args.admin.as_deref()?;
+        let alarm = self.runtime.block_on(alarm(&self.client, admin));
+        let unheard = alarm.as_ref().err().map(|why| {
+            format!(
+                "the metrics of the gateway at `--admin {admin}` cannot be read, so alarms are missed: {why}"
+            )
+        });
+        self.unheard.tell(self.printer, unheard);
+        alarm.ok().flatten()
     }
 
     /// What fleets rent for that what is to come may need.
@@ -465,6 +524,9 @@ impl<'a> Pilot<'a> {
         recent: &[TraceRequest],
         running: &Plan,
     ) -> Result<(), Failure> {
+        if let Some((_, loaded)) = &mut self.loaded {
+            loaded.name_router(&self.args.plan, Some(running));
+        }
         let known = self.measured.take();
         let spec = &self.loaded()?.problem;
         let mut measured = known.unwrap_or_else(|| spec.clone());
@@ -492,19 +554,31 @@ impl<'a> Pilot<'a> {
         if !self.args.live {
             return self.note(Entry::DryRun(decision)).map(drop);
         }
-        // Plans and router are there before anything names them.
-        if let (Some(_), Some(scorer)) = (&decision.to, &self.loaded()?.scorer) {
-            let router = scorer.to_json();
-            let name = self.router_file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            for path in [self.router_file.clone(), self.folder.path("plans").join(name)] {
-                let same = Input::read(&path).is_ok_and(|there| there.text == router);
-                if !same {
-                    write_whole(&path, router.as_bytes())?;
-                }
-            }
+        // Plans and their routers are there before anything names them.
+        for plan in plans.values() {
+            self.keep_router(plan)?;
+            self.folder.keep(plan)?;
         }
-        plans.values().try_for_each(|plan| self.folder.keep(plan))?;
         self.note(Entry::Decided(decision)).map(drop)
+    }
+
+    /// Has the router of a plan, trained now or that of what runs, where the plan is to be and where it is kept.
+    fn keep_router(&self, plan: &Plan) -> Result<(), Failure> {
+        let routing = &plan.routing;
+        if routing.router.is_empty() {
+            return Ok(());
+        }
+        let places = [&self.args.plan, &self.folder.plan_file(&digest(plan))]
+            .map(|plan| beside(plan, &routing.router));
+        let trained = self.loaded()?.scorer.as_ref().map(|scorer| scorer.to_json().into_bytes());
+        let router = match trained.filter(|router| sha256_hex(router) == routing.router_digest) {
+            Some(router) => router,
+            None => fs::read(&places[0]).map_err(|error| Failure::unreadable(&places[0], &error))?,
+        };
+        let lacking = |path: &&PathBuf| !fs::read(path).is_ok_and(|there| there == router);
+        let pieces: Vec<_> =
+            places.iter().filter(lacking).map(|path| (path.as_path(), &router[..], false)).collect();
+        write_all_whole(&pieces)
     }
 }
 
@@ -512,12 +586,15 @@ fn stops(_: &boute_planner::Step) -> bool {
     stop_requested()
 }
 
-/// What the gateway's metrics say of its certificate; nothing where they cannot be read, which is not its fault.
-async fn alarm(client: &HttpClient, admin: &str) -> Option<String> {
-    let metrics = client.get(&format!("http://{admin}/metrics")).await.ok()?;
+/// What the gateway's metrics say of its certificate; an error if they cannot be read.
+async fn alarm(client: &HttpClient, admin: &str) -> Result<Option<String>, String> {
+    let metrics = client.get(&format!("http://{admin}/metrics")).await?;
+    if !metrics.is_success() {
+        return Err(format!("it answers with status {}", metrics.status));
+    }
     let void = metrics.body.lines().find(|line| {
         let value = line.rsplit(' ').next().and_then(|value| value.parse::<f64>().ok());
         line.starts_with(VOID) && value.is_some_and(|value| value > 0.0)
     });
-    void.map(str::to_owned)
+    Ok(void.map(str::to_owned))
 }

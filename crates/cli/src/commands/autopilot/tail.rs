@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use boute_planner::autopilot::Observed;
 
 use crate::decisions::Line;
+use crate::failure::Failure;
 
 /// Requests that are kept to plan on and to verify on.
 const KEPT: usize = 20_000;
@@ -78,18 +79,36 @@ pub(crate) struct Traffic {
     /// Whether one was: what was missed before is unknown, what is missing afterwards is no traffic.
     begun: bool,
     recent: VecDeque<Line>,
+    /// Lines that are none of a log.
+    strange: u64,
 }
 
 impl Traffic {
     /// Follows `path`; intervals before `next` are told already.
     pub(crate) fn follow(path: &Path, interval_s: u64, next: u64) -> Self {
         let tail = Tail { path: path.to_owned(), file: File::open(path).ok(), rest: Vec::new() };
-        Self { tail, interval_s, open: BTreeMap::new(), next, begun: false, recent: VecDeque::new() }
+        let (open, recent) = (BTreeMap::new(), VecDeque::new());
+        Self { tail, interval_s, open, next, begun: false, recent, strange: 0 }
+    }
+
+    /// An error if what was read cannot be a gateway's log.
+    pub(crate) fn understood(&self) -> Result<(), Failure> {
+        if self.strange == 0 || !self.recent.is_empty() {
+            return Ok(());
+        }
+        Err(Failure::input(
+            format_args!("no line of `{}` is one of a gateway's log of decisions", self.tail.path.display()),
+            "`boute serve PLAN --decisions FILE` writes it",
+        ))
     }
 
     /// The intervals that have ended since the last time.
     pub(crate) fn ended(&mut self, now_s: u64) -> Vec<Observed> {
-        for line in self.tail.lines().iter().filter_map(|line| Line::parse(line)) {
+        for line in self.tail.lines() {
+            let Some(line) = Line::parse(&line) else {
+                self.strange += 1;
+                continue;
+            };
             let interval = (line.timestamp * 1e-3) as u64 / self.interval_s;
             if interval >= self.next {
                 let observed = self.open.entry(interval).or_default();
