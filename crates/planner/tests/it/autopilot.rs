@@ -238,7 +238,10 @@ fn an_alarm_asks_once() {
     signals.alarm = None;
     assert_eq!(asked(&autopilot, &signals), None);
     decide(&mut autopilot, &signals, Trigger::RateUp);
+    // The same question waits an interval.
     signals.alarm = alarm;
+    assert_eq!(asked(&autopilot, &signals), None);
+    signals.now_s += INTERVAL_S;
     assert_eq!(asked(&autopilot, &signals), Some(Trigger::Alarm));
 }
 
