@@ -104,6 +104,11 @@ fn promises_are_certified_explained_and_drawn() {
     let said = refused(2, &["router", "explain", &other, "x", "--certificate", &certificate]);
     assert!(said.contains("of another router"), "{said}");
     assert!(refused(2, &["router", "train", &file, "-o", &file]).contains("is the quality data"));
+    let more = data() + r#"{"id":"half","prompt":"Compute 2 + 2.","scores":{"small":1}}"#;
+    fs::write(&other, more).unwrap();
+    let trained =
+        boute(&["router", "train", &other, "--models", "small,large", "-o", &folder.path("half.json")]);
+    assert!(text(&trained.stderr).contains("1 of 1201 queries lack a score"), "{}", text(&trained.stderr));
     assert!(refused(2, &["router", "train", &file, "--models", "small,small"]).contains("named twice"));
 
     let explain = |prompt: &str| {

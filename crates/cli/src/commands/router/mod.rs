@@ -184,6 +184,12 @@ fn train(args: &Train, printer: Printer) -> Result<Ending, Failure> {
     let text = scorer.to_json();
     write_whole(&args.output, text.as_bytes())?;
     let provenance = scorer.provenance();
+    let lines = input.text.lines().filter(|line| !line.trim().is_empty()).count();
+    if lines > data.queries.len() {
+        let (out, models) = (lines - data.queries.len(), scorer.models().join(", "));
+        printer
+            .say(format_args!("{out} of {lines} queries lack a score of one of {models} and are left out"));
+    }
     printer.say(format_args!(
         "trained on {} queries; wrote {}",
         provenance.train_queries,
