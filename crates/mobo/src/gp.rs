@@ -13,7 +13,7 @@ use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, Par};
 
 use crate::kernel::{Kernel, Row};
-use crate::linalg::{InverseFactor, dot, semidefinite_factor};
+use crate::linalg::{InverseFactor, dot, leave_vectors, semidefinite_factor};
 
 /// Smallest variance added to a point whose value is taken as exact, relative to the variance of the process.
 pub const EXACT: f64 = 1e-8;
@@ -131,6 +131,7 @@ impl Gp {
         let weights = Mat::from_fn(self.weights.len(), cross.nrows(), |s, i| self.weights[s][i]);
         let mut means = Mat::from_fn(self.weights.len(), cross.ncols(), |_, _| self.mean);
         matmul(means.as_mut(), Accum::Add, weights.as_ref(), cross.as_ref(), 1.0, Par::Seq);
+        leave_vectors();
         means
     }
 

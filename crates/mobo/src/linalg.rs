@@ -4,6 +4,8 @@
     reason = "vector code is made where these are inlined into a dispatched closure"
 )]
 
+use std::hint::black_box;
+
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt::factor::{LltRegularization, cholesky_in_place, cholesky_in_place_scratch};
 use faer::linalg::matmul::triangular::{self, BlockStructure};
@@ -34,6 +36,7 @@ fn factor(mut matrix: Mat<f64>) -> Option<Mat<f64>> {
 fn inverse_of_lower(lower: &Mat<f64>) -> Mat<f64> {
     let mut inverse = Mat::zeros(lower.nrows(), lower.nrows());
     invert_lower_triangular(inverse.as_mut(), lower.as_ref(), Par::Seq);
+    leave_vectors();
     inverse
 }
 
@@ -107,6 +110,7 @@ impl InverseFactor {
             1.0,
             Par::Seq,
         );
+        leave_vectors();
         out
     }
 
@@ -125,6 +129,7 @@ impl InverseFactor {
             1.0,
             Par::Seq,
         );
+        leave_vectors();
         out
     }
 
@@ -166,6 +171,16 @@ pub fn semidefinite_factor(matrix: &Mat<f64>) -> Mat<f64> {
         }
     }
     lower
+}
+
+/// To be called after `faer`, whose products end with the upper halves of the vector registers in use: on Intel's processors every
+/// scalar instruction then waits for them, and a step of the search took up to ten times as long. What is compiled for vectors here
+/// leaves them free.
+pub(crate) fn leave_vectors() {
+    let (mut sums, ones) = ([0.0; 64], [1.0; 64]);
+    let (sums, ones) = (black_box(&mut sums[..]), black_box(&ones[..]));
+    pulp::Arch::new().dispatch(|| add_scaled(sums, black_box(1.0), ones));
+    black_box(sums);
 }
 
 /// Σ aᵢ bᵢ.
