@@ -70,11 +70,21 @@ pub(crate) fn read_plan(path: &Path) -> Result<Plan, Failure> {
     Plan::parse(&input.name, &input.text).map_err(Failure::told)
 }
 
+/// The folder that a path lies in.
+pub(crate) fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Whether both paths are there and lead to the same file or folder.
+pub(crate) fn same_place(a: &Path, b: &Path) -> bool {
+    fs::canonicalize(a).is_ok_and(|a| fs::canonicalize(b).is_ok_and(|b| a == b))
+}
+
 /// That files can be written there, asked before long work: their folders are there, and they are no folders themselves.
 pub(crate) fn check_writable<'a>(paths: impl IntoIterator<Item = &'a PathBuf>) -> Result<(), Failure> {
     for path in paths {
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-        if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
+        let folder = folder_of(path);
+        if !folder.is_dir() {
             return Err(Failure::input(
                 format_args!("cannot write `{}`: there is no folder `{}`", path.display(), folder.display()),
                 "make it, or write elsewhere",
@@ -144,8 +154,7 @@ pub(crate) fn write_whole_with(
 
 /// Has the name of a new file or folder outlive a crash of the machine, where the system can be told to.
 pub(crate) fn sync_name(path: &Path) {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    let _ = fs::File::open(folder.unwrap_or(Path::new("."))).and_then(|folder| folder.sync_all());
+    let _ = fs::File::open(folder_of(path)).and_then(|folder| folder.sync_all());
 }
 
 /// Writes files (path, contents, whether it is run), and makes their folders. None takes its name before all are written, and none is

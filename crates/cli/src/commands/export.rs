@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use boute_render::export::{self, ExportFile, FOLDERS, Labels, MARK, Options};
 
 use crate::failure::{Ending, Failure};
-use crate::files::{read_plan, write_all_whole};
+use crate::files::{folder_of, read_plan, same_place, write_all_whole};
 use crate::printer::Printer;
 use crate::replay::router_of;
 
@@ -200,9 +200,7 @@ fn left_over(folder: &Path, files: &[ExportFile], plan: &Path) -> Vec<String> {
         }
     }
     // A plan says nothing of where it is from: one beside the plan that is exported may be the user's own.
-    let parent = plan.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let own = fs::canonicalize(parent).ok() == fs::canonicalize(folder).ok();
-    if !own
+    if !same_place(folder_of(plan), folder)
         && !part("plan.json")
         && let Ok(plan) = read_plan(&folder.join("plan.json"))
     {

@@ -17,7 +17,7 @@ use crate::commands::explain::spec_of;
 use crate::commands::plan::write_plan;
 use crate::decisions::{Line, in_order};
 use crate::failure::{Ending, Failure};
-use crate::files::{Input, check_writable, read_plan};
+use crate::files::{Input, check_writable, read_plan, same_place};
 use crate::load::{Choices, load, router_file_of};
 use crate::market::{Gpus, MovingArgs, apply_prices};
 use crate::printer::Printer;
@@ -110,8 +110,7 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<Ending, Failure> {
     };
     printer.data(&answer)?;
     printer.text(in_words(&answer));
-    let [written, running] = [place, &args.plan].map(|path| path.canonicalize().ok());
-    let in_place = written.is_some() && written == running;
+    let in_place = same_place(place, &args.plan);
     if let (Some(plan), Some(output)) = (&answer.plan, &output) {
         if in_place && answer.answer == Answer::Move {
             printer.say(format_args!(

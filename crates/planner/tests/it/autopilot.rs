@@ -67,6 +67,14 @@ fn signals(now_s: u64, plan: &Plan, queries: &boute_router::ScoredQueries) -> Si
     Signals { now_s, offers: "as ever".into(), base_mix, ..Signals::default() }
 }
 
+/// An autopilot that has seen one interval at `rate`, and what it is told then.
+fn after_one(rate: f64, plan: &Plan) -> (Autopilot, Signals) {
+    let quality = problem(Objective::MinCost).quality.unwrap();
+    let mut autopilot = adopted(plan);
+    autopilot.note(&interval(4, rate, plan, &quality.held_out));
+    (autopilot, signals(5 * INTERVAL_S, plan, &quality.planning))
+}
+
 #[test]
 fn noise_raises_no_question_and_a_shift_does_within_one_interval() {
     let (plan, _) = scene();
@@ -177,10 +185,7 @@ fn a_daily_pattern_takes_few_moves_and_noise_none() {
 #[test]
 fn moves_are_counted_and_a_person_has_the_last_word() {
     let (plan, answer) = scene();
-    let quality = problem(Objective::MinCost).quality.unwrap();
-    let mut autopilot = adopted(&plan);
-    autopilot.note(&interval(4, 10.0, &plan, &quality.held_out));
-    let mut signals = signals(5 * INTERVAL_S, &plan, &quality.planning);
+    let (mut autopilot, mut signals) = after_one(10.0, &plan);
     let question = autopilot.question(&signals).unwrap();
     assert_eq!(question.trigger, Trigger::RateDown);
     signals.hold = Hold::Pin;
@@ -214,10 +219,7 @@ fn moves_are_counted_and_a_person_has_the_last_word() {
 #[test]
 fn an_alarm_asks_once() {
     let (plan, _) = scene();
-    let quality = problem(Objective::MinCost).quality.unwrap();
-    let mut autopilot = adopted(&plan);
-    autopilot.note(&interval(4, 30.0, &plan, &quality.held_out));
-    let mut signals = signals(5 * INTERVAL_S, &plan, &quality.planning);
+    let (mut autopilot, mut signals) = after_one(30.0, &plan);
     let asked = |autopilot: &Autopilot, signals: &Signals| {
         autopilot.question(signals).map(|question| question.trigger)
     };
@@ -276,10 +278,7 @@ fn a_move_under_way_pauses_while_it_is_held() {
 #[test]
 fn the_same_is_asked_once_an_interval() {
     let (plan, answer) = scene();
-    let quality = problem(Objective::MinCost).quality.unwrap();
-    let mut autopilot = adopted(&plan);
-    autopilot.note(&interval(4, 60.0, &plan, &quality.held_out));
-    let mut signals = signals(5 * INTERVAL_S, &plan, &quality.planning);
+    let (mut autopilot, mut signals) = after_one(60.0, &plan);
     // What is asked in an interval that is looked at fifteen times, whether or not anything comes of it.
     let asked = |autopilot: &mut Autopilot, signals: &mut Signals, live: bool| -> Vec<Trigger> {
         let looks = (0..15).filter_map(|look| {
@@ -303,6 +302,7 @@ fn the_same_is_asked_once_an_interval() {
     signals.now_s = 5 * INTERVAL_S;
     signals.lost = BTreeMap::from([("L40S".into(), 1)]);
     assert_eq!(asked(&mut autopilot, &mut signals, true), [Trigger::Stock]);
+    let quality = problem(Objective::MinCost).quality.unwrap();
     autopilot.note(&interval(5, 60.0, &plan, &quality.held_out));
     assert_eq!(asked(&mut autopilot, &mut signals, true), [Trigger::Stock]);
     // Nothing came in, and it is time again.

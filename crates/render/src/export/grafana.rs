@@ -4,7 +4,7 @@ use boute_spec::plan::Plan;
 use boute_spec::slo::{Metric, SloTarget};
 use serde_json::{Value, json};
 
-use super::{ExportFile, MARK, header, plan_id, promise, yaml};
+use super::{ExportFile, header, origin, plan_id, promise, yaml};
 
 /// Bucket edges of the gateway's histograms in seconds; a promise is watched at the first edge that is not below it.
 const TTFT_S: [f64; 22] = [
@@ -62,7 +62,7 @@ fn dashboard(plan: &Plan) -> Value {
     }
     json!({
         "title": format!("boute: plan {}", plan_id(plan)),
-        "description": format!("{MARK} {} for plan {}. Predicted: {}.", plan.tool_version, plan_id(plan), promise(plan)),
+        "description": format!("{} Predicted: {}.", origin(plan), promise(plan)),
         "uid": format!("boute-{}", plan_id(plan)),
         "tags": ["boute", "llm"],
         "schemaVersion": 39,

@@ -228,9 +228,14 @@ fn plan_id(plan: &Plan) -> String {
     sha256_hex(plan.to_json_pretty().as_bytes())[..12].to_owned()
 }
 
+/// Where a file comes from.
+fn origin(plan: &Plan) -> String {
+    format!("{MARK} {} for plan {}.", plan.tool_version, plan_id(plan))
+}
+
 /// Where a file comes from and what is promised, as lines of comment.
 fn header(plan: &Plan) -> String {
-    format!("# {MARK} {} for plan {}.\n# Predicted: {}.\n", plan.tool_version, plan_id(plan), promise(plan))
+    format!("# {}\n# Predicted: {}.\n", origin(plan), promise(plan))
 }
 
 /// `$38.00/h at 20 req/s, E2E p95 12.0 s, quality 0.5400`.

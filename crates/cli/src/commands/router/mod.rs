@@ -1,7 +1,6 @@
 //! `boute router`.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use boute_router::{ScoredQueries, Scorer};
@@ -11,7 +10,7 @@ use boute_spec::workload::{QualityData, Query, Split};
 
 use crate::encoder::{self, read_scorer};
 use crate::failure::{Ending, Failure};
-use crate::files::{Input, write_whole};
+use crate::files::{Input, same_place, write_whole};
 use crate::printer::Printer;
 
 mod certify;
@@ -171,9 +170,7 @@ fn train(args: &Train, printer: Printer) -> Result<Ending, Failure> {
     if let Some(twice) = repeated(args.models.iter()) {
         return Err(Failure::input(format_args!("`{twice}` is named twice"), "name each model once"));
     }
-    let same =
-        |a: &Path, b: &Path| fs::canonicalize(a).is_ok_and(|a| fs::canonicalize(b).is_ok_and(|b| a == b));
-    if same(&args.data, &args.output) {
+    if same_place(&args.data, &args.output) {
         let message = format_args!("`{}` is the quality data", args.output.display());
         return Err(Failure::input(message, "write the router to another file"));
     }
